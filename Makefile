@@ -1,0 +1,60 @@
+# Everything runs in .venv, which each target makes for itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= auto
+SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench phantom-profile evaluate-phantom system-packages clean
+
+help:  ## what there is to make
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo 'Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11 ...' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[cpu,demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.dev  ## make .venv with everything that tests and training need
+
+demo: $(VENV)/.run  ## broker, synthetic imager, agent and live view on this machine
+	$(BIN)/python -m agent demo $(ARGS)
+
+test: $(VENV)/.dev  ## every test
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## latencies and rates of this machine
+	$(BIN)/python -m tests.bench $(ARGS)
+
+phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)
+	$(BIN)/python -m train phantom-profile --out configs/profiles/phantom $(ARGS)
+
+evaluate-phantom: $(VENV)/.dev  ## 40 unseen phantom slides through the shipped profile
+	$(BIN)/python -m train evaluate-phantom --profile configs/profiles/phantom --slides 40 $(ARGS)
+
+system-packages:  ## Debian packages that the tests use as real counterparts (needs root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES)
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .demo
+	rm -rf configs/profiles/*/engines
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
