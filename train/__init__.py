@@ -1,0 +1,1 @@
+"""Decides the weights: data, objectives, evaluation, calibration, export. Stands on models, never on agent."""
