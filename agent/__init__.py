@@ -1,0 +1,1 @@
+"""The daemon: where pixels come from and where the answer goes."""

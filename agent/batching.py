@@ -1,0 +1,56 @@
+"""Network inputs → batches of at most one fixed size, flushed when full or after a deadline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from models.contract import ModelInput, PatchKey
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A network input and when (monotonic seconds) its last bytes were seen."""
+
+    item: ModelInput
+    seen_s: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches for one run of the engine, and patches that were rejected before it."""
+
+    inputs: tuple[Timed, ...] = ()
+    rejected: tuple[tuple[PatchKey, str], ...] = ()
+
+
+@dataclass
+class Batcher:
+    """Collects until a batch is full or its oldest input has waited `deadline_s` seconds."""
+
+    size: int
+    deadline_s: float
+    _inputs: list[Timed] = field(default_factory=list)
+    _rejected: list[tuple[PatchKey, str]] = field(default_factory=list)
+    _oldest_s: float | None = None
+
+    def add(self, item: ModelInput, now: float) -> Batch | None:
+        """Take one input (or rejection); the full batch, if this filled it."""
+        if self._oldest_s is None:
+            self._oldest_s = now
+        if item.rejected is None:
+            self._inputs.append(Timed(item, now))
+        else:
+            self._rejected.append((item.key, item.rejected))
+        return self.flush() if len(self._inputs) >= self.size else None
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until the deadline; None when nothing waits."""
+        return None if self._oldest_s is None else max(0.0, self._oldest_s + self.deadline_s - now)
+
+    def flush(self) -> Batch | None:
+        """Whatever waits, as one batch; None when nothing does."""
+        if self._oldest_s is None:
+            return None
+        batch = Batch(tuple(self._inputs), tuple(self._rejected))
+        self._inputs, self._rejected, self._oldest_s = [], [], None
+        return batch

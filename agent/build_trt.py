@@ -1,0 +1,245 @@
+"""`python -m agent.build_trt`: compile a profile for this machine, prove it against eager, put it in place.
+
+Arguments, progress and tables only; building is agent.engine.build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from agent.engine import BACKENDS, built_engines, find_backend, load_built
+from agent.engine.backend import PRECISIONS, Backend
+from agent.engine.build import PARITY_PATCHES, Plan, build_engine, golden_digest
+from agent.engine.manifest import Manifest, verify
+from agent.errors import AgentError, EngineError, ProfileError, SettingsError
+from models.profile import LoadedProfile, ProfileInvalid, load_profile
+from models.registry import MODALITIES
+
+_LATER = ("tensorrt", "inductor")
+_AUTO = ("openvino",)
+"""What `auto` tries without a GPU, best first."""
+_DESCRIPTION = """\
+Compile a profile's network for this machine and prove that the answers stay the same.
+
+The new engine is built beside the old one and must pass every gate: the golden pair, agreement with eager
+fp32 on inputs of which half blend two classes, the same bits whatever else is in the batch, and a reload in a
+fresh process. Only then does it replace the old one; the daemon picks it up at its next start. If a gate fails,
+the old one stays."""
+_EPILOG = """\
+examples:
+  python -m agent.build_trt --profile configs/profiles/phantom
+  python -m agent.build_trt --profile DIR --backend openvino --precision fp32
+  python -m agent.build_trt report --profile DIR     what is built, and whether it may be used here
+  python -m agent.build_trt check --profile DIR      load the newest engine as the daemon would
+exit codes: 0 done, 1 failed (the gate is named), 2 bad arguments"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. Errors are one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        profile = _load_profile(args.profile)
+        result = {"build": _build, "report": _report, "check": _check}[args.action](args, profile)
+    except AgentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    if args.json:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m agent.build_trt",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", nargs="?", choices=("build", "report", "check"), default="build")
+    parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="folder with profile.yaml")
+    parser.add_argument(
+        "--backend", choices=("auto", *BACKENDS, *_LATER), default="auto", help="auto: openvino (no GPU engine yet)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where the processor has it, else fp32")
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default)")
+    parser.add_argument("--batch", type=_positive, metavar="N", help="the one batch shape (default: best measured)")
+    parser.add_argument("--threads", type=_natural, default=0, metavar="N", help="0 (default): every core")
+    parser.add_argument(
+        "--patches", type=_positive, default=PARITY_PATCHES, metavar="N", help="parity inputs (%(default)s)"
+    )
+    parser.add_argument("--engine", type=Path, metavar="DIR", help="check: this engine folder")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, no progress")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _load_profile(folder: Path) -> LoadedProfile:
+    try:
+        profile = load_profile(lambda name: (folder / name).read_bytes())
+        modality = MODALITIES.get(profile.spec.modality)
+        if modality is None:
+            raise ProfileInvalid(f"modality {profile.spec.modality!r} is not one of {', '.join(MODALITIES)}")
+        modality.check(profile.spec)
+    except OSError as error:
+        raise ProfileError(f"cannot read the profile: {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise ProfileError(f"profile {folder}: {error}") from error
+    return profile
+
+
+def _build(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
+    backend = _usable_backend(args.backend, args.device)
+    precision = _usable_precision(backend, args.precision)
+    plan = Plan(
+        profile_dir=args.profile,
+        profile=profile,
+        backend=backend.name,
+        precision=precision,
+        batch_size=args.batch or backend.default_batch,
+        threads=args.threads,
+        patches=args.patches,
+    )
+    with _progress(f"{backend.name} {precision}", quiet=args.json) as announce:
+        folder, manifest = build_engine(plan, announce)
+    if not args.json:
+        Console().print(_table([(folder, manifest, "usable")]))
+    return {"engine": str(folder), "manifest": manifest.model_dump(mode="json")}
+
+
+def _usable_backend(name: str, device: str) -> Backend:
+    if name in _LATER:
+        raise SettingsError(
+            f"backend {name} is not available in this version; available: openvino (eager needs no build)"
+        )
+    if device.lower() != "cpu":
+        raise SettingsError(f"device {device!r} is not available in this version; available: cpu")
+    reasons = []
+    for candidate in _AUTO if name == "auto" else (name,):
+        backend = find_backend(candidate)
+        if not backend.needs_build:
+            raise SettingsError(f"{candidate} runs straight from the profile and needs no build")
+        reason = backend.unavailable()
+        if reason is None:
+            return backend
+        reasons.append(reason)
+    raise EngineError("; ".join(reasons))
+
+
+def _usable_precision(backend: Backend, asked: str | None) -> str:
+    available = backend.precisions()
+    if asked is None:
+        return available[0]
+    if asked not in available:
+        found = ", ".join(available)
+        raise SettingsError(f"{backend.name} has no {asked} on this machine in this version; available: {found}")
+    return asked
+
+
+def _report(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
+    rows = []
+    for folder, manifest in built_engines(args.profile):
+        try:
+            verify(folder, profile.sha256)
+            state = "usable"
+        except EngineError as error:
+            state = str(error)
+        rows.append((folder, manifest, state))
+    if not args.json:
+        Console().print(
+            _table(rows) if rows else f"nothing built; run: python -m agent.build_trt --profile {args.profile}"
+        )
+    return {
+        "engines": [
+            {
+                "engine": str(folder),
+                "state": state,
+                "manifest": manifest.model_dump(mode="json") if manifest else None,
+            }
+            for folder, manifest, state in rows
+        ]
+    }
+
+
+def _check(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
+    folders = [args.engine] if args.engine else [folder for folder, _ in built_engines(args.profile)][:1]
+    if not folders:
+        raise EngineError(f"nothing built; run: python -m agent.build_trt --profile {args.profile}")
+    engine = load_built(profile, folders[0], args.threads)
+    if not args.json:
+        print(f"{folders[0].name}: {engine.name} {engine.precision}, batch {engine.batch_size}, golden pair agrees")
+    return {
+        "engine": str(folders[0]),
+        "backend": engine.name,
+        "precision": engine.precision,
+        "golden_digest": golden_digest(engine, profile),
+        "torch_loaded": "torch" in sys.modules,
+    }
+
+
+@contextmanager
+def _progress(title: str, *, quiet: bool) -> Iterator[Any]:
+    """Gives a function that names the step now running; each finished step stays on screen with its time."""
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+
+        def announce(step: str) -> None:
+            finish()
+            progress.add_task(f"{title}: {step}", total=1)
+
+        def finish() -> None:
+            for task in progress.tasks:
+                progress.update(task.id, completed=1)
+
+        yield announce
+        finish()
+
+
+def _table(rows: Sequence[tuple[Path, Manifest | None, str]]) -> Table:
+    table = Table(title="Built engines, newest first", caption="Δp: probability minus that of eager fp32")
+    table.add_column("")
+    for folder, _, _ in rows:
+        table.add_column(folder.name, overflow="fold")
+    cells = [_cells(manifest, state) for _, manifest, state in rows]
+    for label in cells[0]:
+        table.add_row(label, *(column[label] for column in cells))
+    return table
+
+
+def _cells(manifest: Manifest | None, state: str) -> dict[str, str]:
+    built = manifest.built_at[:16].replace("T", " ") + " UTC" if manifest else "–"
+    labels = ("golden pair, max |Δp|", "patches, max |Δp|", "patches, mean |Δp|", "same class", "patches/s", "eager")
+    figures = manifest.figures if manifest else None
+    values = ["–"] * len(labels)
+    if figures:
+        ties = f", {figures.ties} ties" if figures.ties else ""
+        values = [f"{value:.2g}" for value in (figures.golden_max_dp, figures.max_dp, figures.mean_dp)]
+        values.append(f"{figures.argmax_agreement:.1%} of {figures.patches}{ties}")
+        values += [f"{figures.patches_per_s:.0f} ({figures.threads} threads)", f"{figures.eager_patches_per_s:.0f}"]
+    return {"state": state, "built": built, **dict(zip(labels, values, strict=True))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Engines: which backends exist, and which engine runs.
+
+The daemon takes the first usable one of an ordered list and knows the reason for each that was passed over.
+Must not know modalities or how a backend works inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.engine.backend import Backend, Engine, predict_padded
+from agent.engine.eager import EagerBackend
+from agent.engine.manifest import ENGINES, MANIFEST, Artefacts, Manifest, mend, parse_manifest, read_engine
+from agent.engine.openvino import OpenVinoBackend
+from agent.errors import EngineError, SettingsError
+from models.calibration import softmax
+from models.contract import Prediction
+from models.profile import LoadedProfile
+
+__all__ = ["BACKENDS", "Backend", "Choice", "Engine", "choose", "find_backend", "load_built", "predict_padded"]
+
+BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVinoBackend(), EagerBackend())}
+"""Every backend by name: a new one is one file and its name here."""
+
+MAX_DP = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
+"""Largest allowed difference of a probability from eager fp32, by precision."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine in service and why the ones before it are not."""
+
+    engine: Engine
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """Backend or engine folder → reason, in the order tried."""
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of this name; raises SettingsError naming the known ones."""
+    if name not in BACKENDS:
+        raise SettingsError(f"unknown engine {name!r}; known: {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], threads: int) -> Choice:
+    """Load the first usable engine of `order` (backend names), warm and self-tested on the golden pair.
+
+    Of several engines of one backend the one built last comes first. `threads` 0 takes every core.
+    Raises SettingsError for an unknown name, EngineError with every reason when nothing can be used.
+    """
+    passed_over: dict[str, str] = {}
+    for backend in [find_backend(name) for name in order]:
+        for label, folder in _candidates(profile_dir, backend):
+            try:
+                engine = _load(backend, profile, folder, profile_dir, threads)
+            except EngineError as error:
+                passed_over[label] = str(error)
+            else:
+                return Choice(engine, passed_over)
+    reasons = "; ".join(f"{label}: {reason}" for label, reason in passed_over.items())
+    raise EngineError(f"no engine can be used: {reasons or 'the order of engines is empty'}")
+
+
+def load_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
+    """Load one built engine as `choose` would; raises EngineError with the reason."""
+    artefacts = read_engine(folder, profile.sha256)
+    backend = BACKENDS.get(artefacts.manifest.backend)
+    if backend is None:
+        raise EngineError(f"{folder.name}: this version has no backend {artefacts.manifest.backend!r}")
+    return _tested(backend, profile, artefacts, threads)
+
+
+def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[Path, Manifest | None]]:
+    """Engine folders, newest build first; None for a manifest that cannot be read. Half-built ones are not listed."""
+    found: list[tuple[Path, Manifest | None]] = []
+    for path in sorted((profile_dir / ENGINES).glob(f"[!.]*/{MANIFEST}")):
+        if backend is None or path.parent.name.startswith(f"{backend}-"):
+            try:
+                found.append((path.parent, parse_manifest(path.read_bytes())))
+            except (OSError, ValueError):
+                found.append((path.parent, None))  # still listed: verifying it gives the reason
+    return sorted(found, key=lambda item: item[1].built_at if item[1] else "", reverse=True)
+
+
+def self_test(engine: Engine, profile: LoadedProfile) -> float:
+    """Largest difference of a probability on the golden pair; warms the engine's one batch shape.
+
+    Raises EngineError beyond the limit of the engine's precision, or for values that are not finite.
+    """
+    prediction = predict_padded(engine, profile.golden_inputs)
+    golden = dict.fromkeys(prediction, profile.golden_outputs)
+    difference = float(np.abs(class_probabilities(prediction) - class_probabilities(golden)).max())
+    limit = MAX_DP[engine.precision]
+    if not difference <= limit:
+        raise EngineError(f"golden pair differs by {difference:.2g}, {engine.precision} allows {limit:g}")
+    return difference
+
+
+def class_probabilities(prediction: Prediction) -> NDArray[np.float64]:
+    """Uncalibrated probabilities, float64 [N, K], of a prediction."""
+    if "probabilities" in prediction:
+        return prediction["probabilities"].astype(np.float64)
+    return softmax(prediction["logits"].astype(np.float64))
+
+
+def _candidates(profile_dir: Path, backend: Backend) -> list[tuple[str, Path | None]]:
+    folders = [folder for folder, _ in built_engines(profile_dir, backend.name)] if backend.needs_build else []
+    return [(folder.name, folder) for folder in folders] or [(backend.name, None)]
+
+
+def _load(backend: Backend, profile: LoadedProfile, folder: Path | None, profile_dir: Path, threads: int) -> Engine:
+    reason = backend.unavailable()
+    if reason:
+        raise EngineError(reason)
+    if folder:
+        return load_built(profile, folder, threads)
+    if backend.needs_build:
+        raise EngineError(f"not built; run: {mend(profile_dir / ENGINES / backend.name, backend.name)}")
+    return _tested(backend, profile, None, threads)
+
+
+def _tested(backend: Backend, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:
+    try:
+        engine = backend.load(profile, artefacts, threads)
+        self_test(engine, profile)
+    except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise EngineError(f"{backend.name} cannot be loaded: {' '.join(str(error).split())[:500]}") from error
+    return engine

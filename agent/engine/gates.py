@@ -1,0 +1,121 @@
+"""What a freshly built engine must prove before it may replace another. Each gate has a name and a figure.
+
+Must not know how an engine was built, nor any modality: inputs are made from the profile's golden inputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.engine import MAX_DP, class_probabilities, predict_padded
+from agent.engine.backend import Engine
+from agent.errors import EngineError
+from models.profile import LoadedProfile
+
+MIN_ARGMAX_AGREEMENT = {"fp32": 0.999, "bf16": 0.999, "fp16": 0.999, "int8": 0.995}
+"""Least share of inputs with the same class (ties aside), by precision."""
+MAX_MEAN_DP = {"int8": 0.003}
+"""Largest mean difference of a probability, where the precision has such a limit."""
+
+
+class GateFailedError(EngineError):
+    """A new engine failed a gate; the old one stays."""
+
+    def __init__(self, gate: str, detail: str) -> None:
+        super().__init__(f"gate {gate!r} failed: {detail}; the engine in place, if any, is unchanged")
+        self.gate = gate
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of two engines on the same inputs."""
+
+    max_dp: float
+    mean_dp: float
+    argmax_agreement: float
+    ties: int
+
+
+def parity_inputs(golden_NCHW: NDArray[np.uint16], labels_N: NDArray[np.int64], count: int) -> NDArray[np.uint16]:
+    """`count` raw inputs, the same for the same golden inputs: half of them mirrored and dimmed golden inputs, half
+    blends of two golden inputs, of different predicted classes (`labels_N`) where there are any.
+    """
+    rng = np.random.default_rng(2845)
+    inputs = np.empty((count, *golden_NCHW.shape[1:]), np.uint16)
+    for i in range(count):
+        first = int(rng.integers(len(golden_NCHW)))
+        others = np.flatnonzero(labels_N != labels_N[first])
+        second = int(rng.choice(others)) if len(others) else int(rng.integers(len(golden_NCHW)))
+        weight, gain = rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.0)
+        pixels = golden_NCHW[first].astype(np.float64)
+        if i % 2:
+            pixels = weight * pixels + (1 - weight) * golden_NCHW[second]
+        else:
+            pixels = gain * np.flip(pixels, axis=-1 if rng.random() < 0.5 else -2)
+        inputs[i] = np.rint(pixels)
+    return inputs
+
+
+def compare(reference_NK: NDArray[np.float64], found_NK: NDArray[np.float64], limit: float) -> Parity:
+    """Differences of probabilities. A tie is a class that differs although both hold the two within `limit`."""
+    difference = np.abs(found_NK - reference_NK)
+    rows = np.arange(len(reference_NK))
+    first_N, second_N = reference_NK.argmax(axis=1), found_NK.argmax(axis=1)
+    margins = [
+        p[rows, a] - p[rows, b] for p, a, b in ((reference_NK, first_N, second_N), (found_NK, second_N, first_N))
+    ]
+    differs = first_N != second_N
+    tied = differs & (margins[0] <= limit) & (margins[1] <= limit)
+    return Parity(float(difference.max()), float(difference.mean()), float(1 - differs.mean()), int(tied.sum()))
+
+
+def parity_gate(engine: Engine, eager: Engine, profile: LoadedProfile, count: int) -> Parity:
+    """Agreement with eager on `count` inputs; raises GateFailedError."""
+    labels_N = profile.golden_outputs.argmax(axis=1)
+    inputs = parity_inputs(profile.golden_inputs, labels_N, count)
+    limit = MAX_DP[engine.precision]
+    reference_NK = class_probabilities(predict_padded(eager, inputs))
+    parity = compare(reference_NK, class_probabilities(predict_padded(engine, inputs)), limit)
+    if not parity.max_dp <= limit:
+        raise GateFailedError("parity", f"max |dp| {parity.max_dp:.2g} on {count} patches, allowed {limit:g}")
+    if parity.mean_dp > MAX_MEAN_DP.get(engine.precision, limit):
+        raise GateFailedError("parity", f"mean |dp| {parity.mean_dp:.2g}, allowed {MAX_MEAN_DP[engine.precision]:g}")
+    decided = parity.argmax_agreement + parity.ties / count
+    if decided < MIN_ARGMAX_AGREEMENT[engine.precision]:
+        raise GateFailedError("parity", f"only {decided:.2%} of {count} patches keep their class")
+    return parity
+
+
+def independence_gate(engine: Engine, profile: LoadedProfile) -> None:
+    """One input in every slot, among different neighbours and padding, gives the same bits; else GateFailedError."""
+    golden = profile.golden_inputs
+    size = engine.batch_size
+    expected: bytes | None = None
+    for slot in range(size):
+        for neighbours in (np.zeros_like(golden[:1]), np.full_like(golden[:1], 65535), golden):
+            batch = np.resize(neighbours, (size, *golden.shape[1:]))
+            batch[slot] = golden[0]
+            engine.predict(np.roll(batch, 1, axis=0))  # what ran before must not matter either
+            found = b"".join(values[slot].tobytes() for values in engine.predict(batch).values())
+            expected = expected or found
+            if found != expected:
+                raise GateFailedError("independence", f"a patch's bits depend on its batch (slot {slot} of {size})")
+
+
+def rate(
+    engine: Engine, profile: LoadedProfile, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Patches per second of full batches, from raw pixels: median over at least 3 batches and `seconds`."""
+    batch = np.resize(profile.golden_inputs, (engine.batch_size, *profile.golden_inputs.shape[1:]))
+    engine.predict(batch)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = clock()
+        engine.predict(batch)
+        times.append(clock() - start)
+    return engine.batch_size / float(np.median(times))

@@ -1,0 +1,70 @@
+"""What the READER room is given, and what it tells the rooms behind it, in order.
+
+Identities in what it tells are pseudonyms already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agent.acquisition import State
+from agent.watch import Changes
+from models.contract import ModelInput, SlideKey
+
+
+class Folder(Protocol):
+    """Where changes come from: agent.watch.Watch, or a finished folder."""
+
+    folder: Path
+
+    def poll(self, now: float) -> Changes:
+        """Paths touched and removed since the last poll."""
+        ...
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until a poll may find something."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a slide stands, told when it changes."""
+
+    slide: SlideKey
+    state: State
+    done: int
+    """Parts of which every segment has been seen."""
+    expected: int | None
+    last_byte_s: float
+    """Monotonic seconds."""
+
+
+@dataclass(frozen=True)
+class SlideClosed:
+    """Time for a slide's final: it is complete, or silent for too long, or its patient ends."""
+
+    slide: SlideKey
+    unformed: dict[str, int] = field(default_factory=dict)
+    """Reason → patches whose place is known but whose pixels never came; they count as rejected."""
+
+
+@dataclass(frozen=True)
+class PatientClosed:
+    """Time for a patient's final."""
+
+    patient: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something a person should look at; becomes one log event and one alert."""
+
+    reason: str
+    detail: str
+    slide: SlideKey | None = None
+    file_id: str | None = None
+
+
+Told = ModelInput | Progress | SlideClosed | PatientClosed | Problem

@@ -1,0 +1,255 @@
+"""Decides what survives a crash: which patches are counted, what was said as final, what is not yet delivered.
+
+SQLite in WAL mode with synchronous=FULL: when `append` returns, the record is on the disk even if the power fails
+next. NORMAL would be faster but may lose the last transactions, and a final that was acknowledged by the broker
+could then be said again with another revision. One process at a time (locking_mode=EXCLUSIVE), and one thread at
+a time: the thread that opens it restores from it, then hands it to the SENDER room for good. Knows no MQTT session.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from agent.ledger_file import explained, open_database, transaction
+from agent.topics import Message
+from models.contract import PatchKey, SlideKey
+
+_UNSENT = """
+    SELECT seq, topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM outbox
+    WHERE seq > ? AND expires_at > ? ORDER BY seq LIMIT ?"""
+_RETAINED = """
+    SELECT topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM retained
+    WHERE expires_at > ? AND topic NOT IN (SELECT topic FROM outbox) ORDER BY seq"""
+_INSERT = {
+    "outbox": """
+    INSERT INTO outbox (topic, payload, event_id, kind, qos, retain, coalesce, expires_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+    "retained": """
+    INSERT INTO retained (topic, payload, event_id, kind, qos, retain, coalesce, expires_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+}
+_FORGET_OLD_RETAINED = """
+    DELETE FROM retained WHERE seq IN (SELECT seq FROM retained ORDER BY seq DESC LIMIT -1 OFFSET ?)"""
+RETAINED_KEPT = 1000
+"""Latest retained topics that are published again on a connect; older ones are the broker's to keep."""
+
+
+class CountedPatch(NamedTuple):
+    """One patch as the reducer counted it: exactly one of `values` and `rejected` is given."""
+
+    key: PatchKey
+    values: tuple[int, ...] | None
+    """[K] fixed-point probabilities, signed 64 bit."""
+    rejected: str | None
+
+
+@dataclass(frozen=True)
+class FinalRow:
+    """The latest final of a slide or patient under one profile."""
+
+    scope: Literal["slide", "patient"]
+    patient: str
+    slide: str
+    """Empty for a patient."""
+    revision: int
+    event_id: str
+    fingerprint: str
+    """sha256 of what it said: the same data again must not make another revision."""
+    state: str = "complete"
+    """What it said of the acquisition (agent.acquisition.State)."""
+    done: int = 0
+    """Parts of which every segment had been seen."""
+    expected: int | None = None
+    """Parts that the slide has; None where only silence can tell."""
+
+    @property
+    def is_finished_slide(self) -> bool:
+        """Whether this slide's files need not be read again after a restart."""
+        return self.scope == "slide" and self.state == "complete"
+
+    @property
+    def of_slide(self) -> SlideKey:
+        """The slide that a slide's final speaks of."""
+        return SlideKey(self.patient, self.slide)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step of the ENGINE room did; written whole or not at all."""
+
+    profile_sha256: str
+    patches: tuple[CountedPatch, ...] = ()
+    messages: tuple[Message, ...] = ()
+    """Those that are not durable are ignored by the ledger."""
+    finals: tuple[FinalRow, ...] = ()
+
+
+class OutboxRow(NamedTuple):
+    """A message not yet acknowledged. `seq` is never used again, so a late PUBACK cannot hit another row."""
+
+    seq: int
+    message: Message
+
+
+class Ledger:
+    """See the module's docstring; every method raises LedgerError when the disk or the file refuses."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, clock: Callable[[], float]) -> None:
+        """Use `Ledger.open`."""
+        self.path = path
+        self._db = connection
+        self._clock = clock
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Ledger:
+        """Open or create the ledger and bring its schema up to date.
+
+        Raises LedgerError, saying what to do, when it is damaged, not writable, in use, newer than this program,
+        or the disk is full. `clock` gives seconds since the epoch and only serves message expiry.
+        """
+        return cls(path, open_database(path), clock)
+
+    def close(self) -> None:
+        """Write the WAL back and give the file free."""
+        with explained(self.path):
+            self._db.close()
+
+    def next_boot(self) -> int:
+        """Count this start of the agent, from 1."""
+        with self._write():
+            rows = self._db.execute(
+                "INSERT INTO counters VALUES ('boot_seq', 1)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"
+            ).fetchall()
+        return int(rows[0][0])
+
+    def restore(self, profile_sha256: str) -> Iterator[CountedPatch]:
+        """Every patch counted under this profile, ordered by key."""
+        query = (
+            "SELECT patient, slide, strip, x, y, outcome FROM slides JOIN patches USING (slide_id)"
+            " WHERE profile_sha256 = ? ORDER BY patient, slide, strip, x, y"
+        )
+        with explained(self.path):
+            for *key, outcome in self._db.execute(query, (profile_sha256,)):
+                yield CountedPatch(PatchKey(*key), *_decode(outcome))
+
+    def finals(self, profile_sha256: str) -> list[FinalRow]:
+        """The latest final of every slide and patient under this profile."""
+        query = (
+            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected FROM finals"
+            " WHERE profile_sha256 = ? ORDER BY scope, patient, slide"
+        )
+        with explained(self.path):
+            return [FinalRow(*row) for row in self._db.execute(query, (profile_sha256,))]
+
+    def append(self, record: Record) -> None:
+        """Write a record in one transaction. A patch that is already counted stays as it is."""
+        with self._write():
+            self._count(record.profile_sha256, record.patches)
+            for message in record.messages:
+                if message.durable:
+                    self._enqueue(message)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO finals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(record.profile_sha256, *astuple(row)) for row in record.finals],
+            )
+
+    def unsent(self, after_seq: int = 0, limit: int = 16) -> list[OutboxRow]:
+        """The oldest unacknowledged messages with seq > after_seq, in the order in which they were appended.
+
+        Messages that expired while waiting are left out (and removed by the next `forget_expired`).
+        """
+        with explained(self.path):
+            rows = self._db.execute(_UNSENT, (after_seq, self._clock(), limit)).fetchall()
+        return [OutboxRow(row[0], self._message(row[1:])) for row in rows]
+
+    def forget(self, seqs: Iterable[int]) -> None:
+        """The broker has acknowledged these; a seq that was coalesced away meanwhile is ignored."""
+        with self._write():
+            self._db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
+
+    def forget_expired(self) -> None:
+        """Remove messages whose time is over."""
+        with self._write():
+            self._db.execute("DELETE FROM outbox WHERE expires_at <= ?", (self._clock(),))
+            self._db.execute("DELETE FROM retained WHERE expires_at <= ?", (self._clock(),))
+
+    def retained(self) -> list[Message]:
+        """The latest message of every retained topic, oldest first, without topics that wait in the outbox."""
+        with explained(self.path):
+            return [self._message(row) for row in self._db.execute(_RETAINED, (self._clock(),))]
+
+    def outbox_length(self) -> int:
+        """Messages not yet acknowledged."""
+        with explained(self.path):
+            return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+    def prune(self, patients: Iterable[str]) -> int:
+        """Drop the patches of these patients under every profile and return how many went.
+
+        Their finals stay: should their files be read again, the same answer makes no new revision.
+        """
+        query = "DELETE FROM patches WHERE slide_id IN (SELECT slide_id FROM slides WHERE patient = ?)"
+        with self._write():
+            return sum(self._db.execute(query, (patient,)).rowcount for patient in patients)
+
+    def _count(self, profile_sha256: str, patches: tuple[CountedPatch, ...]) -> None:
+        slides = {patch.key.of_slide: 0 for patch in patches}
+        for slide in slides:
+            self._db.execute(
+                "INSERT OR IGNORE INTO slides (profile_sha256, patient, slide) VALUES (?, ?, ?)",
+                (profile_sha256, *slide),
+            )
+            (slides[slide],) = self._db.execute(
+                "SELECT slide_id FROM slides WHERE profile_sha256 = ? AND patient = ? AND slide = ?",
+                (profile_sha256, *slide),
+            ).fetchone()
+        self._db.executemany(
+            "INSERT OR IGNORE INTO patches VALUES (?, ?, ?, ?, ?)",
+            [(slides[key.of_slide], key.strip, key.x, key.y, _encode(v, why)) for key, v, why in patches],
+        )
+
+    def _enqueue(self, message: Message) -> None:
+        expires_at = math.inf if message.expiry_s is None else self._clock() + message.expiry_s
+        if message.coalesce:
+            self._db.execute("DELETE FROM outbox WHERE topic = ? AND coalesce", (message.topic,))
+        said = (message.topic, message.payload, message.event_id, message.kind, message.qos)
+        row = (*said, message.retain, message.coalesce, expires_at)
+        self._db.execute(_INSERT["outbox"], row)
+        if message.retain:
+            self._db.execute("DELETE FROM retained WHERE topic = ?", (message.topic,))
+            self._db.execute(_INSERT["retained"], row)
+            self._db.execute(_FORGET_OLD_RETAINED, (RETAINED_KEPT,))
+
+    @contextmanager
+    def _write(self) -> Iterator[None]:
+        with explained(self.path), transaction(self._db):
+            yield
+
+    def _message(self, row: Sequence[Any]) -> Message:
+        topic, payload, event_id, kind, qos, retain, coalesce, expires_at = row
+        # What is left of its time, at least a second: the broker takes whole seconds, and 0 would be odd.
+        expiry_s = None if math.isinf(expires_at) else max(1, math.ceil(expires_at - self._clock()))
+        return Message(topic, payload, event_id, kind, qos, bool(retain), bool(coalesce), True, expiry_s)
+
+
+def _encode(values: tuple[int, ...] | None, rejected: str | None) -> bytes:
+    if (values is None) == (rejected is None):
+        raise ValueError("a counted patch has either values or a reason why it was rejected")
+    if values is None:
+        return b"r" + str(rejected).encode()
+    return struct.pack(f"<c{len(values)}q", b"v", *values)
+
+
+def _decode(outcome: bytes) -> tuple[tuple[int, ...] | None, str | None]:
+    if outcome[:1] == b"r":
+        return None, outcome[1:].decode()
+    return struct.unpack(f"<{len(outcome) // 8}q", outcome[1:]), None

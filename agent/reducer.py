@@ -1,0 +1,135 @@
+"""Batches → predictions → calibrated, counted, exact posteriors. Shared by the daemon and by `score`.
+
+It knows no file, topic or ledger; time does not matter to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.acquisition import State
+from agent.batching import Batch
+from agent.engine import Engine, predict_padded
+from agent.errors import EngineError
+from agent.intake import Progress
+from agent.ledger import CountedPatch, FinalRow
+from models.calibration import CalibrationInputError, calibrate
+from models.contract import SlideKey
+from models.posterior import Counts, Posterior, Tally, combine, to_fixed
+from models.profile import Profile
+
+
+@dataclass
+class SlideRecord:
+    """What is known of one slide."""
+
+    tally: Tally
+    state: State = State.RECEIVING
+    done: int = 0
+    expected: int | None = None
+    last_byte_s: float | None = None
+    unformed: dict[str, int] = field(default_factory=dict)
+    """Reason → patches that were announced but never came, at the slide's last closing."""
+
+    def follow(self, progress: Progress) -> None:
+        """Take over where the slide stands; what seemed lost may come after all while it is receiving."""
+        if progress.state is State.RECEIVING:
+            self.unformed = {}
+        self.state, self.done, self.expected = progress.state, progress.done, progress.expected
+        self.last_byte_s = progress.last_byte_s
+
+
+class Reducer:
+    """Holds one exact tally per slide; `restored` are the patches that the ledger has already."""
+
+    def __init__(self, engine: Engine, profile: Profile, restored: Iterable[CountedPatch] = ()) -> None:
+        self.engine = engine
+        self.profile = profile
+        self.slides: dict[SlideKey, SlideRecord] = {}
+        self.total = Counts()
+        """Patches counted since the start; replaced whole, so that another thread may read it."""
+        for row in restored:
+            self._count(row)
+
+    def resume(self, finals: Iterable[FinalRow]) -> None:
+        """Slides that were complete before a restart still are: their files are not read again."""
+        for row in finals:
+            if row.is_finished_slide and row.of_slide in self.slides:
+                record = self.slides[row.of_slide]
+                record.state, record.done, record.expected = State(row.state), row.done, row.expected
+
+    def slide(self, key: SlideKey) -> SlideRecord:
+        """The slide's record, new when it is not known yet."""
+        if key not in self.slides:
+            self.slides[key] = SlideRecord(Tally(len(self.profile.classes)))
+        return self.slides[key]
+
+    def run(self, batch: Batch) -> list[CountedPatch]:
+        """Predict, calibrate and count; returns the patches that were not counted before.
+
+        Raises EngineError when the engine's outputs cannot be what the profile's network emits.
+        """
+        rows = [CountedPatch(key, None, reason) for key, reason in batch.rejected]
+        if batch.inputs:
+            probabilities_NK = self.probabilities(np.stack([timed.item.pixels for timed in batch.inputs]))
+            rows += [
+                CountedPatch(timed.item.key, to_fixed(p_K), None)
+                for timed, p_K in zip(batch.inputs, probabilities_NK, strict=True)
+            ]
+        counted = [row for row in rows if self._count(row)]
+        why = Counter(row.rejected for row in counted if row.rejected is not None)
+        self.total = self.total.plus(Counts(len(counted) - why.total(), dict(why)))
+        return counted
+
+    def probabilities(self, x_NCHW: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """Calibrated class probabilities [N, K] of raw patches."""
+        prediction = predict_padded(self.engine, x_NCHW)
+        try:
+            if "logits" in prediction:
+                return calibrate(prediction["logits"], self.profile.calibration, "logits")
+            return calibrate(prediction["probabilities"], self.profile.calibration, "probabilities")
+        except CalibrationInputError as error:
+            raise EngineError(f"engine {self.engine.name}: {error}") from error
+
+    def of_slide(self, key: SlideKey) -> Posterior:
+        """The slide's posterior as it stands."""
+        return self.combine([self.slide(key)])
+
+    def of_patient(self, patient: str) -> Posterior:
+        """The posterior over all patches of all slides of a patient."""
+        return self.combine([record for _, record in self.slides_of(patient)])
+
+    def slides_of(self, patient: str) -> list[tuple[SlideKey, SlideRecord]]:
+        """The patient's slides by name."""
+        return sorted((item for item in self.slides.items() if item[0].patient == patient), key=lambda item: item[0])
+
+    def forget(self, patient: str) -> None:
+        """Free a patient who ended long ago."""
+        for key, _ in self.slides_of(patient):
+            del self.slides[key]
+
+    def _count(self, row: CountedPatch) -> bool:
+        tally = self.slide(row.key.of_slide).tally
+        if row.rejected is not None:
+            return tally.reject(row.key, row.rejected)
+        assert row.values is not None
+        return tally.use(row.key, row.values)
+
+    def combine(self, records: list[SlideRecord]) -> Posterior:
+        """The posterior over the patches of these slides; announced patches that never came count as rejected."""
+        rule = self.profile.aggregation
+        posterior = combine(
+            (record.tally for record in records),
+            len(self.profile.classes),
+            independence=rule.independence,
+            mass=rule.interval,
+        )
+        counts = posterior.counts
+        for record in records:
+            counts = counts.plus(Counts(0, record.unformed))
+        return Posterior(posterior.probabilities, posterior.interval, counts)

@@ -1,0 +1,203 @@
+"""What the reducer knows → messages for the wire: running posteriors, finals with their revisions, alerts.
+
+It decides when a final says something new; where messages go is agent.topics' matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from agent.acquisition import State
+from agent.intake import Problem
+from agent.ledger import CountedPatch, FinalRow
+from agent.messages import (
+    Alert,
+    Counts,
+    Current,
+    EngineRef,
+    Latency,
+    Parts,
+    PatientFinal,
+    PatientPosterior,
+    ProfileRef,
+    SlideFinal,
+    SlidePatches,
+    SlidePosterior,
+)
+from agent.reducer import Reducer, SlideRecord
+from agent.topics import Message, Topics, final_event_id
+from models.contract import SlideKey, by_slide
+from models.profile import LoadedProfile
+
+OfSlide = TypeVar("OfSlide", SlidePosterior, SlideFinal)
+OfPatient = TypeVar("OfPatient", PatientPosterior, PatientFinal)
+LOOK_AT = {"stalled", "truncated", "missing_channel", "vanished", "rewritten", "unknown_name"}
+"""Problems that time or a person may mend: severity `warning`; everything else is an `error`."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who speaks: the same in every message of one start of the agent."""
+
+    session_id: str
+    topics: Topics
+    profile: LoadedProfile
+    engine: EngineRef
+    wall: Callable[[], datetime]
+    """Current time, with time zone."""
+
+    @property
+    def profile_ref(self) -> ProfileRef:
+        """The profile as messages name it."""
+        spec = self.profile.spec
+        return ProfileRef(name=spec.name, version=spec.version, sha256=self.profile.sha256)
+
+    def stamp(self, event_id: str | None = None) -> dict[str, Any]:
+        """The fields that every payload has."""
+        return {"event_id": event_id or uuid.uuid4().hex, "session_id": self.session_id, "time": self.wall()}
+
+
+class Reporter:
+    """Builds messages from the reducer's state; remembers which finals have been said."""
+
+    def __init__(self, reducer: Reducer, speaker: Speaker, finals: Iterable[FinalRow] = ()) -> None:
+        self._reducer = reducer
+        self._speaker = speaker
+        self._finals = {(row.scope, row.patient, row.slide): row for row in finals}
+
+    def patches(self, rows: list[CountedPatch]) -> list[Message]:
+        """Heat map arrays of newly counted patches, one message a slide."""
+        outcome = {row.key: row.values for row in rows}
+        messages = []
+        for slide, keys in by_slide(outcome).items():
+            best = [max(outcome[key] or (0,)) for key in keys]
+            total = [sum(outcome[key] or (1,)) for key in keys]
+            payload = SlidePatches(
+                **self._speaker.stamp(),
+                patient=slide.patient,
+                slide=slide.slide,
+                classes=self._reducer.profile.classes,
+                strip=tuple(key.strip for key in keys),
+                x=tuple(key.x for key in keys),
+                y=tuple(key.y for key in keys),
+                predicted=tuple(-1 if (v := outcome[key]) is None else v.index(max(v)) for key in keys),
+                confidence=tuple(round(255 * b / t) for b, t in zip(best, total, strict=True)),
+            )
+            messages.append(self._speaker.topics.message(payload))
+        return messages
+
+    def posteriors(self, slides: Iterable[SlideKey], latency: Latency) -> list[Message]:
+        """The running posterior of these slides and of their patients."""
+        keys = sorted(set(slides))
+        messages = [self._speaker.topics.message(self._slide(SlidePosterior, key, latency)) for key in keys]
+        patients = sorted({key.patient for key in keys})
+        messages += [self._speaker.topics.message(self._patient(PatientPosterior, p, latency)) for p in patients]
+        return messages
+
+    def slide_final(self, key: SlideKey, latency: Latency) -> tuple[Message, FinalRow] | None:
+        """The slide's final; None when it would say what the last one said."""
+        revision = self._revision("slide", key.patient, key.slide, [self._reducer.slide(key)])
+        if revision is None:
+            return None
+        row, extra = revision
+        return self._speaker.topics.message(self._slide(SlideFinal, key, latency, **extra)), row
+
+    def patient_final(self, patient: str, latency: Latency) -> tuple[Message, FinalRow] | None:
+        """The patient's final; None when there is nothing to say or nothing new."""
+        records = [record for _, record in self._reducer.slides_of(patient)]
+        revision = self._revision("patient", patient, "", records) if records else None
+        if revision is None:
+            return None
+        row, extra = revision
+        return self._speaker.topics.message(self._patient(PatientFinal, patient, latency, **extra)), row
+
+    def alert(self, problem: Problem) -> Message:
+        """A problem for people."""
+        payload = Alert(
+            **self._speaker.stamp(),
+            severity="warning" if problem.reason in LOOK_AT else "error",
+            reason=problem.reason,
+            detail=problem.detail[:1000],
+            patient=problem.slide.patient if problem.slide else None,
+            slide=problem.slide.slide if problem.slide else None,
+            file=problem.file_id,
+        )
+        return self._speaker.topics.message(payload)
+
+    def current(self, slide: SlideKey | None) -> Message:
+        """The pointer to what is being imaged now."""
+        patient, name = slide or (None, None)
+        return self._speaker.topics.message(Current(**self._speaker.stamp(), patient=patient, slide=name))
+
+    def _revision(
+        self, scope: Literal["slide", "patient"], patient: str, slide: str, records: list[SlideRecord]
+    ) -> tuple[FinalRow, dict[str, Any]] | None:
+        """The next final of a slide or patient and its own fields; None when it would repeat the last one."""
+        posterior, parts, state = self._reducer.combine(records), _parts(records), _worst(records)
+        said = [posterior.probabilities, posterior.counts.used, posterior.counts.rejected, state.value]
+        fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        last = self._finals.get((scope, patient, slide))
+        if last is not None and last.fingerprint == fingerprint:
+            return None
+        number = 1 if last is None else last.revision + 1
+        event_id = final_event_id(self._speaker.profile.sha256, scope, patient, slide, number)
+        row = FinalRow(scope, patient, slide, number, event_id, fingerprint, state.value, parts.done, parts.expected)
+        self._finals[scope, patient, slide] = row
+        supersedes = None if last is None else last.event_id
+        return row, {"event_id": event_id, "revision": number, "supersedes": supersedes}
+
+    def _slide(self, kind: type[OfSlide], key: SlideKey, latency: Latency, **extra: Any) -> OfSlide:
+        fields = self._result([self._reducer.slide(key)], latency, extra)
+        return kind(**fields, patient=key.patient, slide=key.slide)
+
+    def _patient(self, kind: type[OfPatient], patient: str, latency: Latency, **extra: Any) -> OfPatient:
+        slides = self._reducer.slides_of(patient)
+        fields = self._result([record for _, record in slides], latency, extra)
+        return kind(**fields, patient=patient, slides=len(slides))
+
+    def _result(self, records: list[SlideRecord], latency: Latency, extra: dict[str, Any]) -> dict[str, Any]:
+        posterior = self._reducer.combine(records)
+        spec = self._speaker.profile.spec
+        predicted = posterior.predicted
+        return {
+            **self._speaker.stamp(),
+            "profile": self._speaker.profile_ref,
+            "engine": self._speaker.engine,
+            "calibration": spec.calibration.kind,
+            "classes": spec.classes,
+            "probabilities": posterior.probabilities or None,
+            "interval": posterior.interval or None,
+            "interval_mass": spec.aggregation.interval,
+            "predicted": None if predicted is None else spec.classes[predicted],
+            "confidence": None if predicted is None else posterior.confidence,
+            "high_confidence": posterior.confidence >= spec.operating_points["high_confidence"],
+            "counts": Counts(
+                seen=posterior.counts.seen, used=posterior.counts.used, rejected=posterior.counts.rejected
+            ),
+            "low_tissue": posterior.counts.used < spec.minimum_patches,
+            "state": _worst(records).value,
+            "strips": _parts(records),
+            "latency": latency,
+            **extra,
+        }
+
+
+def _parts(records: list[SlideRecord]) -> Parts:
+    """Parts of several slides together; the expected number is unknown when one slide's is."""
+    expected = [record.expected for record in records]
+    total = None if None in expected else sum(count or 0 for count in expected)
+    return Parts(done=sum(record.done for record in records), expected=total)
+
+
+def _worst(records: list[SlideRecord]) -> State:
+    """The state of several slides together: the one that is furthest from complete."""
+    order = (State.RECEIVING, State.SEEN, State.STALLED, State.ABANDONED, State.COMPLETE)
+    states = {record.state for record in records}
+    found = next(state for state in order if state in states)
+    return State.RECEIVING if found is State.SEEN else found

@@ -1,0 +1,38 @@
+"""`python -m agent run`: the daemon, from a settings file to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from agent import host
+from agent.handover import CancelToken
+from agent.settings import load_settings
+
+HELP = """Watches the imager's folder and publishes posteriors over MQTT until SIGTERM.
+
+Under systemd it reports READY when the engine is warm, and feeds the watchdog. A broker that is away is waited for;
+nothing is lost meanwhile. configs/agent.yaml explains every setting.
+
+example:
+  python -m agent doctor --config /etc/spinextract-agent/agent.yaml
+  python -m agent run --config /etc/spinextract-agent/agent.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `agent run`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = HELP
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings (YAML)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the daemon; returns the exit code. Raises AgentError when it cannot start."""
+    settings = load_settings(args.config)
+    host.configure_logging(settings.log.level, settings.log.format)
+    from agent.pipeline import Pipeline, stopping_on_signals
+
+    token = CancelToken()
+    with stopping_on_signals(token):
+        return Pipeline(settings, token).run()

@@ -1,0 +1,238 @@
+"""`python -m agent score`: finished data through the same code as the stream, without threads or broker.
+
+The same files give the same posteriors, to the last bit, as the daemon that watched them arrive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from agent import host
+from agent.batching import Batch, Batcher
+from agent.engine import choose
+from agent.errors import AgentError, SettingsError
+from agent.formats import Limits
+from agent.formats.detect import open_parser
+from agent.identity import Plain
+from agent.intake import Problem, Progress, SlideClosed, Told
+from agent.layouts import Layouts, Unknown
+from agent.ledger import CountedPatch
+from agent.naming import NamingSettings, rules_of
+from agent.profile_folder import load_profile_folder
+from agent.reader import Reader
+from agent.reducer import Reducer
+from agent.roster import Patience
+from agent.watch import Changes
+from models.contract import ModelInput, SlideKey
+from models.posterior import FRACTION_BITS, Posterior
+from models.profile import LoadedProfile
+from models.registry import MODALITIES
+
+HELP = """Scores finished slides: folders in any layout that the agent knows, or single files of them.
+
+Prints one line a slide and a patient; --out writes every patch too. The posteriors equal those of the daemon on the
+same files to the last bit, for the same profile and engine.
+
+example:
+  python -m agent phantom --out /tmp/phantom --slides 4
+  python -m agent score /tmp/phantom --profile configs/profiles/phantom --out scores.json
+"""
+
+
+@dataclass
+class FinishedFolder:
+    """A folder that does not change any more (agent.intake.Folder)."""
+
+    folder: Path
+    paths: list[str]
+
+    def poll(self, now: float) -> Changes:
+        """Every path at the first poll, none later."""
+        touched, self.paths = self.paths, []
+        return Changes(sorted(touched))
+
+    def wait_s(self, now: float) -> float:
+        """Nothing will happen."""
+        return math.inf
+
+
+def finished_folders(paths: list[Path]) -> list[FinishedFolder]:
+    """The folders to read. A file belongs to the nearest folder above it from which a naming rule knows it."""
+    layouts = Layouts(rules_of(NamingSettings()), Plain(), by_tags=True)
+    folders: dict[Path, list[str]] = {}
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+            folders.setdefault(path, []).extend(found)
+        elif path.is_file():
+            roots = [path.absolute().parents[depth] for depth in range(min(6, len(path.absolute().parents)))]
+            names = [(root, path.absolute().relative_to(root).as_posix()) for root in roots]
+            known = [pair for pair in names if not isinstance(layouts.place(PurePosixPath(pair[1])), Unknown)]
+            root, name = (known or names)[0]
+            folders.setdefault(root, []).append(name)
+        else:
+            raise SettingsError(f"{path}: no such file or folder")
+    return [FinishedFolder(folder, names) for folder, names in folders.items()]
+
+
+class Scorer:
+    """Runs the reader and the reducer in one thread over finished folders."""
+
+    def __init__(self, profile: LoadedProfile, reducer: Reducer) -> None:
+        self.reducer = reducer
+        self.patches: list[CountedPatch] = []
+        self.problems: list[Problem] = []
+        self._profile = profile
+        self._batcher = Batcher(reducer.engine.batch_size, math.inf)
+
+    def score(self, folder: FinishedFolder) -> Iterator[int]:
+        """Count every patch of a folder; yields the number counted so far after each batch."""
+        spec = self._profile.spec
+        reader = Reader(
+            folder,
+            Layouts(rules_of(NamingSettings()), Plain(), by_tags=True),
+            Plain(),
+            MODALITIES[spec.modality].make_assembler(spec),
+            open_parser,
+            limits=Limits(),
+            # What is on disk is all there is: settled at once, and nothing is waited for.
+            patience=Patience(0.0, math.inf, math.inf, math.inf, next_ends_patient=False),
+        )
+        for told in self._everything(reader):
+            if isinstance(told, ModelInput):
+                yield from self._run(self._batcher.add(told, 0.0))
+            elif isinstance(told, Progress):
+                self.reducer.slide(told.slide).follow(told)
+            elif isinstance(told, SlideClosed):
+                yield from self._run(self._batcher.flush())
+                self.reducer.slide(told.slide).unformed = told.unformed
+            elif isinstance(told, Problem):
+                self.problems.append(told)
+        yield from self._run(self._batcher.flush())
+
+    @staticmethod
+    def _everything(reader: Reader) -> Iterator[Told]:
+        yield from reader.poll(0.0)
+        yield from reader.poll(0.0)  # files that waited for another file, and files whose tags place them
+        yield from reader.close_patient(None)
+
+    def _run(self, batch: Batch | None) -> Iterator[int]:
+        if batch is not None:
+            self.patches += self.reducer.run(batch)
+            yield len(self.patches)
+
+
+def report(profile: LoadedProfile, scorer: Scorer) -> dict[str, Any]:
+    """The document that `--out` writes."""
+    reducer = scorer.reducer
+    spec = profile.spec
+    used = sorted((row for row in scorer.patches if row.values is not None), key=lambda row: row.key)
+    patients = sorted({key.patient for key in reducer.slides})
+
+    def result(posterior: Posterior) -> dict[str, Any]:
+        predicted = posterior.predicted
+        return {
+            "n_patches": posterior.counts.used,
+            "probabilities": list(posterior.probabilities),
+            "interval": [list(pair) for pair in posterior.interval],
+            "predicted": None if predicted is None else spec.classes[predicted],
+            "confidence": posterior.confidence,
+            "high_confidence": posterior.confidence >= spec.operating_points["high_confidence"],
+            "low_tissue": posterior.counts.used < spec.minimum_patches,
+            "counts": {
+                "seen": posterior.counts.seen,
+                "used": posterior.counts.used,
+                "rejected": posterior.counts.rejected,
+            },
+        }
+
+    def of_slide(key: SlideKey) -> dict[str, Any]:
+        record = reducer.slides[key]
+        state = {"state": record.state.value, "strips": {"done": record.done, "expected": record.expected}}
+        return {"patient": key.patient, "slide": key.slide, **result(reducer.of_slide(key)), **state}
+
+    return {
+        "profile": {"name": spec.name, "version": spec.version, "sha256": profile.sha256},
+        "engine": {"name": reducer.engine.name, "precision": reducer.engine.precision},
+        "intended_use": spec.intended_use,
+        "classes": list(spec.classes),
+        "patches": [
+            {**row.key._asdict(), "probabilities": [v / (1 << FRACTION_BITS) for v in row.values or ()]}
+            for row in used
+        ],
+        "slides": [of_slide(key) for key in sorted(reducer.slides)],
+        "patients": [{"patient": name, **result(reducer.of_patient(name))} for name in patients],
+        "problems": [
+            {"reason": p.reason, "detail": p.detail, "file": p.file_id, "slide": p.slide.slide if p.slide else None}
+            for p in scorer.problems
+        ],
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `agent score`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = HELP
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder or file of finished slides")
+    parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="profile folder")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write patches, slides and patients as JSON")
+    parser.add_argument("--backend", metavar="B", help="engine to use (default: openvino where built, else eager)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine (0: every core)")
+    parser.add_argument("--json", action="store_true", help="print the JSON without the patches instead of a table")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `agent score`; returns the exit code. Raises AgentError."""
+    host.configure_logging("warning", "console")
+    folders = finished_folders(args.paths)
+    profile = load_profile_folder(args.profile)
+    order = [args.backend] if args.backend else ["openvino", "eager"]
+    choice = choose(args.profile, profile, order, args.threads)
+    scorer = Scorer(profile, Reducer(choice.engine, profile.spec))
+    started = time.monotonic()
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"patches ({choice.engine.name} {choice.engine.precision})", total=None)
+        for folder in folders:
+            for count in scorer.score(folder):
+                bar.update(task, completed=count)
+    document = report(profile, scorer)
+    if args.out:
+        try:
+            args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise AgentError(f"{args.out}: {error.strerror or error}") from error
+    if args.json:
+        print(json.dumps({key: value for key, value in document.items() if key != "patches"}))
+    else:
+        _print(document, time.monotonic() - started)
+    for problem in scorer.problems:
+        Console(stderr=True).print(f"{problem.file_id or '-'}: {problem.detail}", style="yellow", highlight=False)
+    if not document["slides"]:
+        raise AgentError("no slide was found; `python -m agent score --help` lists the layouts by example")
+    return 0
+
+
+def _print(document: dict[str, Any], seconds: float) -> None:
+    console = Console()
+    table = Table("patient", "slide", "predicted", "confidence", "used", "rejected", title="research use only")
+    for row in [*document["slides"], *document["patients"]]:
+        mark = " ≥ 0.77" if row["high_confidence"] else ""
+        rejected = row["counts"]["seen"] - row["counts"]["used"]
+        name = row.get("slide", "all slides")
+        predicted = row["predicted"] or "no usable patch"
+        table.add_row(
+            row["patient"], name, predicted, f"{row['confidence']:.3f}{mark}", str(row["n_patches"]), str(rejected)
+        )
+    console.print(table)
+    console.print(f"{len(document['patches'])} patches in {seconds:.1f} s", highlight=False)

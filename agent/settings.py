@@ -1,0 +1,230 @@
+"""The daemon's typed settings: every field, its unit, its default, and what it means.
+
+Decides what may be set; knows nothing of what the settings are used for. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+
+from agent.naming import Name, NamingRule, NamingSettings
+from agent.typed_yaml import Section, example_of, read_typed
+
+__all__ = [
+    "LimitSettings",
+    "MqttSettings",
+    "NamingRule",
+    "NamingSettings",
+    "Settings",
+    "example_yaml",
+    "load_settings",
+]
+
+
+def _from_settings_folder(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder", Path())
+    return Path(os.path.normpath(Path(folder, path.expanduser())))
+
+
+AnyPath = Annotated[Path, AfterValidator(_from_settings_folder)]
+"""A path; a relative one starts at the settings file's folder."""
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class WatchSettings(Section):
+    """How changes in the folder are noticed."""
+
+    mode: Literal["auto", "events", "scan"] = "auto"
+    """`auto` scans network mounts and uses events plus scan on local folders; `events` and `scan` force one."""
+    scan_interval_s: Seconds = 2.0
+    """Seconds between two scans of the folder."""
+    settle_s: Seconds = 1.0
+    """A file that has not changed for this many seconds counts as settled."""
+    stall_after_s: Seconds = 120.0
+    """An acquisition without a new byte for this many seconds is stalled."""
+    slide_quiet_s: Seconds = 20.0
+    """A slide whose number of parts cannot be known is complete after this many quiet seconds."""
+    read_slice_kib: int = Field(4096, ge=64)
+    """Most KiB read from one file before the next file has its turn."""
+    follow_symlinks: bool = False
+    """Whether symbolic links inside the folder are followed."""
+
+
+class LimitSettings(Section):
+    """What a file may ask for before it is refused (agent.formats.Limits)."""
+
+    max_side_px: int = Field(65_535, gt=0)
+    """Largest height or width of an image, pixels."""
+    max_plane_bytes: int = Field(1 << 31, gt=0)
+    """Largest decoded size of one plane, bytes."""
+    max_segment_bytes: int = Field(1 << 28, gt=0)
+    """Largest decoded size of one TIFF strip, TIFF tile or DICOM frame, bytes."""
+    max_header_bytes: int = Field(1 << 24, gt=0)
+    """Largest DICOM header or TIFF tag value, bytes."""
+    max_tags: int = Field(4096, gt=0)
+    """Most tags in one IFD, most elements in a DICOM header."""
+    max_pages: int = Field(64, gt=0)
+    """Most IFDs in one TIFF."""
+
+
+class PatientSettings(Section):
+    """When a patient is finished; each way may be on or off."""
+
+    quiet_s: Seconds = 900.0
+    """A patient without a new byte for this many seconds is finished."""
+    on_next: bool = True
+    """Whether the first byte of the next patient finishes this one."""
+    on_command: bool = False
+    """Whether the MQTT command `close-patient` finishes a patient."""
+
+
+class PipelineSettings(Section):
+    """The rooms between bytes and messages."""
+
+    batch_deadline_ms: float = Field(50.0, ge=0)
+    """A batch that is not full is run after this many milliseconds."""
+    handover_capacity: int = Field(16, ge=1)
+    """Most items waiting between two rooms."""
+    publish_interval_ms: float = Field(200.0, ge=0)
+    """While work waits, posteriors are published at most once in this many milliseconds; finals at once."""
+    stop_limit_s: Seconds = 10.0
+    """Seconds that a clean stop may take to finish what is in hand."""
+
+
+class EngineSettings(Section):
+    """What runs the network."""
+
+    order: tuple[str, ...] = Field(("openvino", "eager"), min_length=1)
+    """Backends by preference; the first usable one runs, and the others' reasons are told."""
+    threads: int = Field(0, ge=0)
+    """Threads of the engine; 0 takes every core."""
+
+
+class MqttSettings(Section):
+    """Where results go."""
+
+    host: str = Field("127.0.0.1", min_length=1)
+    """Name or address of the broker."""
+    port: int = Field(1883, ge=1, le=65_535)
+    """TCP port of the broker."""
+    root: str = Field("srh/v1", pattern=r"^[^/+#$\s]+(/[^/+#\s]+)*$")
+    """Start of every topic; site and instrument follow it."""
+    protocol: Annotated[
+        Literal["auto", "5", "3.1.1"], BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)
+    ] = "auto"
+    """MQTT version; `auto` tries 5 and falls back to 3.1.1."""
+    username: str | None = None
+    """User name at the broker."""
+    password_file: AnyPath | None = None
+    """File that holds the password and nothing else."""
+    ca_file: AnyPath | None = None
+    """Certificate authority (PEM) that the broker's certificate must come from; turns TLS on."""
+    cert_file: AnyPath | None = None
+    """Own certificate (PEM) for brokers that ask for one."""
+    key_file: AnyPath | None = None
+    """Private key (PEM) of `cert_file`."""
+    keepalive_s: int = Field(15, ge=1, le=65_535)
+    """Seconds of silence after which the connection is tested."""
+    in_flight: int = Field(16, ge=1, le=65_535)
+    """Most messages that the broker has not acknowledged yet."""
+    client_id: str | None = None
+    """MQTT client identifier; made from site and instrument when absent."""
+    health_interval_s: Seconds = 10.0
+    """Seconds between two health messages."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MqttSettings:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file needs a username")
+        return self
+
+
+class IdentitySettings(Section):
+    """Pseudonyms: no patient identity leaves this machine."""
+
+    key_file: AnyPath | None = None
+    """Key of the pseudonyms; `identity.key` in state_dir when absent, made at the first start."""
+    lookup_file: AnyPath | None = None
+    """Local file that maps pseudonyms back to names; none is written when absent."""
+
+
+class LogSettings(Section):
+    """What is logged, to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`auto` writes JSON under systemd and text on a terminal."""
+
+
+class MetricsSettings(Section):
+    """Prometheus metrics."""
+
+    port: int | None = Field(None, ge=1, le=65_535)
+    """TCP port on 127.0.0.1 that serves metrics; off when absent."""
+
+
+class Settings(Section):
+    """Everything that can be set."""
+
+    folder: AnyPath
+    """The imager's output folder, which is watched and never written to."""
+    state_dir: AnyPath
+    """Folder for what must survive a restart: the ledger and the pseudonyms' key."""
+    profile: AnyPath
+    """Folder of the profile: network weights, classes, calibration."""
+    site: Name = "site"
+    """Name of the site, part of every topic (letters, digits, _ and -)."""
+    instrument: Name = "instrument"
+    """Name of the instrument, part of every topic (letters, digits, _ and -)."""
+    watch: WatchSettings = WatchSettings()
+    """How changes in the folder are noticed."""
+    naming: NamingSettings = NamingSettings()
+    """How file names become patient, slide, strip and channel."""
+    limits: LimitSettings = LimitSettings()
+    """What a file may ask for before it is refused."""
+    patient: PatientSettings = PatientSettings()
+    """When a patient is finished."""
+    pipeline: PipelineSettings = PipelineSettings()
+    """The rooms between bytes and messages."""
+    engine: EngineSettings = EngineSettings()
+    """What runs the network."""
+    mqtt: MqttSettings = MqttSettings()
+    """Where results go."""
+    identity: IdentitySettings = IdentitySettings()
+    """Pseudonyms: no patient identity leaves this machine."""
+    log: LogSettings = LogSettings()
+    """What is logged, to stderr."""
+    metrics: MetricsSettings = MetricsSettings()
+    """Prometheus metrics."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Settings:
+        folder, state_dir = self.folder.resolve(), self.state_dir.resolve()
+        if state_dir == folder or folder in state_dir.parents:
+            raise ValueError("state_dir must lie outside the watched folder")
+        return self
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a settings file; relative paths start at its folder.
+
+    Raises SettingsError with a line per problem: file, line, field, what is wrong, the value, a suggestion.
+    """
+    return read_typed(path, Settings, {"folder": path.parent.resolve()})
+
+
+def example_yaml() -> str:
+    """The text of configs/agent.yaml: every setting with its meaning and default."""
+    head = (
+        "# Settings of the agent. Relative paths start at this file's folder. folder, state_dir and profile\n"
+        "# are yours to set; everything below them may be left out and is shown with its default.\n\n"
+    )
+    required = {"folder": "../imager", "state_dir": "../state", "profile": "profiles/phantom"}
+    return head + example_of(Settings, required)

@@ -1,0 +1,89 @@
+"""One file that may still be growing: its identity, its size so far, and its bytes by pread.
+
+It knows nothing of formats. The file is opened read-only for each visit, so that no number of silent files holds
+descriptors, and an unmounted share is not kept busy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class Change(Enum):
+    """What a visit found since the one before."""
+
+    SAME = "same"
+    GREW = "grew"
+    REWRITTEN = "rewritten"
+    """Another inode under this name, or fewer bytes than before: read again from the start."""
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class OpenWindow:
+    """`agent.formats.Window` over an open descriptor; `size` is fixed for the visit."""
+
+    descriptor: int
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; OSError when the file shrank under us."""
+        data = os.pread(self.descriptor, length, offset)
+        while len(data) < length:
+            more = os.pread(self.descriptor, length - len(data), offset + len(data))
+            if not more:
+                raise OSError(f"the file ended at byte {offset + len(data)} while it was read")
+            data += more
+        return data
+
+
+class Tail:
+    """Follows one path. `now` is monotonic seconds, given by the caller."""
+
+    def __init__(self, path: Path, now: float) -> None:
+        self.path = path
+        self.size = 0
+        self.changed_at = now
+        """When a visit last saw the file change."""
+        self._identity: tuple[int, int] | None = None
+        self._mtime_ns = -1
+
+    @contextmanager
+    def visit(self, now: float) -> Iterator[tuple[Change, OpenWindow | None]]:
+        """What changed, and a window that is valid inside the block (None when the file is gone).
+
+        OSErrors other than a missing file pass through (permission, an unreachable share).
+        """
+        try:
+            # O_NONBLOCK: a pipe that somebody put into the folder must not hang the reader.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            yield Change.GONE, None
+            return
+        try:
+            status = os.fstat(descriptor)
+            yield self._compare(status, now), OpenWindow(descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
+
+    def quiet_s(self, now: float) -> float:
+        """Seconds since the file last changed, as far as visits saw."""
+        return now - self.changed_at
+
+    def _compare(self, status: os.stat_result, now: float) -> Change:
+        identity = (status.st_dev, status.st_ino)
+        if self._identity is not None and (identity != self._identity or status.st_size < self.size):
+            change = Change.REWRITTEN
+        elif status.st_size != self.size or status.st_mtime_ns != self._mtime_ns:
+            change = Change.GREW
+        else:
+            change = Change.SAME
+        if change is not Change.SAME:
+            self.changed_at = now
+        self._identity, self.size, self._mtime_ns = identity, status.st_size, status.st_mtime_ns
+        return change

@@ -1,0 +1,137 @@
+"""Where each payload goes and how it travels: topic, QoS, retained, coalesced, durable, expiry. Pure.
+
+Knows no broker: what a `Message` says is all that the ledger and the MQTT session ever see of a payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from agent.messages import (
+    Alert,
+    Current,
+    Health,
+    PatientFinal,
+    PatientPosterior,
+    Payload,
+    SlideFinal,
+    SlidePatches,
+    SlidePosterior,
+    Status,
+)
+
+SCHEMA_VERSION = 1
+"""Grows when a field of any payload changes its meaning; new optional fields do not count."""
+DEFAULT_ROOT = "srh/v1"
+HEALTH_EXPIRY_S = 60
+CURRENT_EXPIRY_S = 900
+_FORBIDDEN = frozenset("/+#\x00")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message ready for the wire."""
+
+    topic: str
+    payload: bytes
+    """UTF-8 JSON."""
+    event_id: str
+    kind: str
+    qos: int
+    retain: bool
+    coalesce: bool
+    """The latest message of this topic replaces unsent earlier ones."""
+    durable: bool
+    """Goes through the ledger. False: sent when connected, else dropped (and made anew later)."""
+    expiry_s: int | None = None
+    """Seconds after which the broker may forget it; None = never."""
+
+    @property
+    def schema(self) -> str:
+        """The MQTT 5 user property `schema`; the payload's own `kind` says the same without it."""
+        return f"{self.kind}.v{SCHEMA_VERSION}"
+
+
+@dataclass(frozen=True)
+class Route:
+    """How one kind of payload travels. `topic` is relative to root/site/instrument."""
+
+    payload: type[Payload]
+    topic: str
+    qos: int = 1
+    retain: bool = True
+    coalesce: bool = False
+    durable: bool = True
+    expiry_s: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The word in the payload's `kind` field, e.g. `slide.final`."""
+        return str(self.payload.model_fields["kind"].default)
+
+
+ROUTES: dict[str, Route] = {
+    route.kind: route
+    for route in (
+        # Made anew on every connect and at the end, so it must never wait in the ledger.
+        Route(Status, "status", durable=False),
+        Route(Health, "health", qos=0, durable=False, expiry_s=HEALTH_EXPIRY_S),
+        Route(Current, "current", coalesce=True, expiry_s=CURRENT_EXPIRY_S),
+        Route(SlidePosterior, "slide/{slide}/posterior", coalesce=True),
+        Route(PatientPosterior, "patient/{patient}/posterior", coalesce=True),
+        Route(SlidePatches, "slide/{slide}/patches", qos=0, retain=False, durable=False),
+        Route(SlideFinal, "slide/{slide}/final"),
+        Route(PatientFinal, "patient/{patient}/final"),
+        Route(Alert, "alert", retain=False),
+    )
+}
+
+
+class Topics:
+    """The topics of one instrument: `{root}/{site}/{instrument}/...`."""
+
+    def __init__(self, root: str = DEFAULT_ROOT, site: str = "site", instrument: str = "instrument") -> None:
+        """Raises ValueError for a part that would change the shape of the topic tree."""
+        levels = [*root.split("/"), site, instrument]
+        self.base = "/".join(_level(level) for level in levels)
+
+    def message(self, payload: Payload) -> Message:
+        """Put a payload on its route; raises ValueError when an id cannot be one level of a topic."""
+        route = ROUTES[payload.kind]
+        ids = {
+            name: _level(str(getattr(payload, name))) for name in ("slide", "patient") if f"{{{name}}}" in route.topic
+        }
+        return Message(
+            topic=f"{self.base}/{route.topic.format(**ids)}",
+            payload=payload.model_dump_json().encode(),
+            event_id=payload.event_id,
+            kind=payload.kind,
+            qos=route.qos,
+            retain=route.retain,
+            coalesce=route.coalesce,
+            durable=route.durable,
+            expiry_s=route.expiry_s,
+        )
+
+    def command(self, verb: str) -> str:
+        """The topic on which a command arrives, e.g. `close-patient`."""
+        return f"{self.base}/cmd/{_level(verb)}"
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema (2020-12) of every payload as it is written, by kind."""
+    return {kind: route.payload.model_json_schema(mode="serialization") for kind, route in ROUTES.items()}
+
+
+def final_event_id(profile_sha256: str, scope: str, patient: str, slide: str, revision: int) -> str:
+    """The id of a final: the same after a crash, so that consumers recognise what is sent again."""
+    said = "\x1f".join((profile_sha256, scope, patient, slide, str(revision)))
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def _level(text: str) -> str:
+    if not text or _FORBIDDEN.intersection(text) or text.startswith("$"):
+        raise ValueError(f"{text!r} cannot be one level of an MQTT topic (empty, $, or one of / + #)")
+    return text

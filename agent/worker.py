@@ -1,0 +1,162 @@
+"""The ENGINE room: batches and events in, records for the ledger and the broker out.
+
+Posteriors of one slide are told at most every `interval_s` seconds while work waits, and at once when none does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import structlog
+
+from agent.acquisition import State
+from agent.batching import Batch
+from agent.handover import Handover
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed
+from agent.ledger import CountedPatch, FinalRow, Record
+from agent.messages import Latency
+from agent.reducer import Reducer
+from agent.reporter import Reporter
+from agent.topics import Message
+from models.contract import SlideKey
+
+Work = Batch | Progress | SlideClosed | PatientClosed | Problem
+KEPT_PATIENTS = 32
+"""Ended patients whose patches stay in memory, should another specimen of theirs arrive."""
+
+
+class Worker:
+    """One thread's loop; owns the engine, the reducer and the reporter."""
+
+    def __init__(
+        self,
+        inbox: Handover[Work],
+        outbox: Handover[Record],
+        reducer: Reducer,
+        reporter: Reporter,
+        profile_sha256: str,
+        *,
+        interval_s: float = 0.2,
+        beat: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inbox = inbox
+        self._outbox = outbox
+        self._reducer = reducer
+        self._reporter = reporter
+        self._sha256 = profile_sha256
+        self._interval_s = interval_s
+        self._beat = beat
+        self._clock = clock
+        self._rows: list[CountedPatch] = []
+        self._messages: list[Message] = []
+        self._finals: list[FinalRow] = []
+        self._changed: set[SlideKey] = set()
+        self._told_at = float("-inf")
+        self._current: SlideKey | None = None
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._latency = Latency()
+        self._log = structlog.get_logger("engine")
+
+    def run(self) -> None:
+        """Work until the inbox has ended, then close the outbox."""
+        while not self._inbox.ended:
+            self._beat()
+            work = self._inbox.get(timeout_s=1.0)
+            if work is not None:
+                self._handle(work)
+            if not len(self._inbox) or self._clock() - self._told_at >= self._interval_s:
+                self._tell()
+        self._tell()
+        self._outbox.close()
+
+    def _handle(self, work: Work) -> None:
+        match work:
+            case Batch():
+                self._infer(work)
+            case Progress():
+                self._follow(work)
+            case SlideClosed():
+                self._close_slide(work)
+            case PatientClosed():
+                self._close_patient(work.patient)
+            case Problem():
+                slide = work.slide.slide if work.slide else None
+                self._log.warning("problem", reason=work.reason, detail=work.detail, slide=slide, file=work.file_id)
+                self._messages.append(self._reporter.alert(work))
+
+    def _infer(self, batch: Batch) -> None:
+        started = self._clock()
+        rows = self._reducer.run(batch)
+        ended = self._clock()
+        if batch.inputs:
+            self._latency = Latency(
+                last_byte_to_result_ms=1e3 * (ended - max(timed.seen_s for timed in batch.inputs)),
+                inference_ms=1e3 * (ended - started),
+            )
+        self._rows += rows
+        self._changed |= {row.key.of_slide for row in rows}
+
+    def _follow(self, progress: Progress) -> None:
+        self._reducer.slide(progress.slide).follow(progress)
+        self._changed.add(progress.slide)
+        if progress.state is State.RECEIVING and progress.slide != self._current:
+            self._point_to(progress.slide)
+
+    def _close_slide(self, closed: SlideClosed) -> None:
+        record = self._reducer.slide(closed.slide)
+        record.unformed = closed.unformed
+        counts = self._reducer.of_slide(closed.slide).counts
+        said = self._reporter.slide_final(closed.slide, self._latency)
+        self._log.info(
+            "slide",
+            slide=closed.slide.slide,
+            patient=closed.slide.patient,
+            state=record.state.value,
+            parts=record.done,
+            expected=record.expected,
+            seen=counts.seen,
+            used=counts.used,
+            rejected=counts.rejected,
+            new=said is not None,
+        )
+        self._changed.add(closed.slide)
+        self._finish(said)
+
+    def _close_patient(self, patient: str) -> None:
+        said = self._reporter.patient_final(patient, self._latency)
+        self._log.info("patient", patient=patient, slides=len(self._reducer.slides_of(patient)), new=said is not None)
+        self._finish(said)
+        if self._current is not None and self._current.patient == patient:
+            self._point_to(None)
+        self._ended[patient] = None
+        self._ended.move_to_end(patient)
+        while len(self._ended) > KEPT_PATIENTS:
+            self._tell()
+            self._reducer.forget(self._ended.popitem(last=False)[0])
+
+    def _point_to(self, slide: SlideKey | None) -> None:
+        self._current = slide
+        self._messages.append(self._reporter.current(slide))
+        if slide is not None:
+            self._ended.pop(slide.patient, None)
+
+    def _finish(self, said: tuple[Message, FinalRow] | None) -> None:
+        if said is not None:
+            self._messages.append(said[0])
+            self._finals.append(said[1])
+
+    def _tell(self) -> None:
+        """Hand over everything since the last time as one record: one transaction of the ledger."""
+        if not (self._rows or self._messages or self._changed):
+            return
+        running = [
+            *self._reporter.patches(self._rows),
+            *self._reporter.posteriors(self._changed, self._latency),
+        ]
+        record = Record(self._sha256, tuple(self._rows), (*running, *self._messages), tuple(self._finals))
+        self._rows, self._messages, self._finals, self._changed = [], [], [], set()
+        self._told_at = self._clock()
+        self._outbox.put(record)

@@ -1,0 +1,409 @@
+"""The SENDER room with a real ledger and real brokers: nothing lost, nothing confused, nothing spinning."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.publish
+import pytest
+from structlog.testing import capture_logs
+
+from agent.errors import LedgerError
+from agent.handover import Cancelled, CancelToken, Handover
+from agent.ledger import CountedPatch, Ledger, Record
+from agent.publish import Session
+from agent.sender import Sender
+from agent.settings import MqttSettings
+from agent.topics import Message
+from models.contract import PatchKey
+from tests.brokers import Listener, Mosquitto, free_port, wait_until
+
+PROFILE = "p" * 64
+
+
+def message(topic: str, event_id: str, **changes: Any) -> Message:
+    """A final unless the test says otherwise."""
+    fields: dict[str, Any] = {
+        "topic": f"t/{topic}",
+        "payload": json.dumps({"event_id": event_id}).encode(),
+        "event_id": event_id,
+        "kind": "slide.final",
+        "qos": 1,
+        "retain": True,
+        "coalesce": False,
+        "durable": True,
+    }
+    return Message(**{**fields, **changes})
+
+
+def status(state: str) -> Message:
+    """Birth, will or farewell."""
+    return message("status", state, kind="status", durable=False)
+
+
+def final(number: int) -> Record:
+    """The record of one slide's final."""
+    return Record(PROFILE, messages=(message(f"slide/{number}/final", f"final-{number}"),))
+
+
+def posterior(number: int, topic: str = "slide/a/posterior") -> Record:
+    """One of many running answers."""
+    return Record(PROFILE, messages=(message(topic, f"posterior-{number}", kind="slide.posterior", coalesce=True),))
+
+
+def names(count: int, start: int = 0) -> list[str]:
+    """The event_ids of `final(start)` to `final(count - 1)`."""
+    return [f"final-{number}" for number in range(start, count)]
+
+
+class Room:
+    """A SENDER room on its own thread, as the pipeline runs it."""
+
+    def __init__(self, path: Path, port: int, **options: Any) -> None:
+        """Starts at once; `options` go to Sender, `protocol` and `commands` to the session."""
+        self.token = CancelToken()
+        self.handover: Handover[Record] = Handover("records", 1000, self.token)
+        self.ledger = Ledger.open(path)
+        self.session = Session(
+            MqttSettings(port=port, protocol=options.pop("protocol", "5")),
+            client_id="room",
+            will=status("offline"),
+            wake=self.handover.nudge,
+            commands=options.pop("commands", None),
+            backoff_s=(0.01, 0.05),
+        )
+        self.sender = Sender(
+            self.handover,
+            self.ledger,
+            self.session,
+            birth=lambda: status("online"),
+            stopped=lambda: status("stopped"),
+            **options,
+        )
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="sender")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.sender.run()
+        except (Cancelled, LedgerError) as error:
+            self.error = error
+
+    def put(self, *records: Record) -> None:
+        """Hand records over."""
+        for record in records:
+            self.handover.put(record)
+
+    def end(self) -> None:
+        """Stop as the pipeline does; returns when the room has left."""
+        self.handover.close()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self.ledger.close()
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Callable[..., Room]]:
+    """Starts rooms on one ledger and ends those that the test did not."""
+    rooms: list[Room] = []
+
+    def start(port: int, **options: Any) -> Room:
+        rooms.append(Room(tmp_path / "ledger.db", port, **options))
+        return rooms[-1]
+
+    yield start
+    for each in rooms:
+        each.token.cancel()
+        each.end()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """Makes brokers and ends them with the test."""
+    made: list[Mosquitto] = []
+
+    def make(*settings: str) -> Mosquitto:
+        made.append(Mosquitto(tmp_path, *settings))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.kill()
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Listener]]:
+    """Makes subscribers and ends them with the test."""
+    made: list[Listener] = []
+
+    def make(port: int) -> Listener:
+        made.append(Listener(port))
+        return made[-1]
+
+    yield make
+    for listener in made:
+        listener.close()
+
+
+Rooms = Callable[..., Room]
+Brokers = Callable[..., Mosquitto]
+Listeners = Callable[..., Listener]
+
+
+def test_birth_results_and_stopped_in_order(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """A normal run says online, then every result in order, then stopped; no will, and an empty outbox."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    it = room(broker.port)
+    it.put(*(final(number) for number in range(40)))
+    it.end()
+    wait_until(lambda: "stopped" in listener.event_ids(), "stopped arrives")
+    assert listener.event_ids() == ["online", *names(40), "stopped"]
+    with reopened(it) as ledger:
+        assert ledger.outbox_length() == 0
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_that_comes_late_gets_everything(
+    room: Rooms, mosquitto: Brokers, listen: Listeners, protocol: str
+) -> None:
+    """With no broker at start, all finals wait in the ledger and arrive in order once it is there."""
+    broker = mosquitto()
+    it = room(broker.port, protocol=protocol)
+    it.put(*(final(number) for number in range(50)), posterior(1), posterior(2))
+    wait_until(lambda: len(it.handover) == 0, "all records are in the ledger")
+    broker.start()
+    listener = listen(broker.port)
+    wait_until(lambda: len(listener.event_ids()) >= 52, "everything arrives")
+    assert [name for name in listener.event_ids("/final") if name.startswith("final")] == names(50)
+    assert listener.event_ids("/posterior") == ["posterior-2"]
+    it.end()
+
+
+def test_a_broker_killed_mid_stream_loses_nothing(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """A broker that dies and forgets twice mid-stream still gets every final; what comes twice has the same id,
+    and everything retained is there again at the end."""
+    broker = mosquitto().start()
+    it = room(broker.port)
+    seen: list[str] = []
+    for round_ in range(3):
+        listener = listen(broker.port)
+        it.put(*(final(number) for number in range(round_ * 30, round_ * 30 + 30)))
+        wanted = f"final-{round_ * 30 + (29 if round_ == 2 else 5)}"
+        wait_until(lambda: wanted in listener.event_ids(), "a part of the stream arrives")  # noqa: B023
+        seen += listener.event_ids("/final")
+        if round_ < 2:
+            broker.kill()
+            broker.start()
+    wait_until(lambda: it.session.reconnects == 2, "two reconnects")
+    late = listen(broker.port)
+    wait_until(lambda: set(late.event_ids("/final")) == set(names(90)), "all finals are retained")
+    assert set(seen) <= set(names(90))
+    it.end()
+    with reopened(it) as ledger:
+        assert ledger.outbox_length() == 0
+
+
+def test_a_small_receive_maximum_is_respected(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """With a broker that takes two unacknowledged messages, all arrive on one connection."""
+    broker = mosquitto("max_inflight_messages 2").start()
+    listener = listen(broker.port)
+    it = room(broker.port)
+    it.put(*(final(number) for number in range(100)))
+    wait_until(lambda: "final-99" in listener.event_ids(), "everything arrives")
+    assert listener.event_ids("/final") == names(100)
+    assert it.session.reconnects == 0
+    it.end()
+
+
+def test_a_refused_message_is_kept_and_nothing_spins(
+    room: Rooms, mosquitto: Brokers, listen: Listeners, tmp_path: Path
+) -> None:
+    """Finals that an access rule refuses stay in the ledger, cost one log event and a few tries, and arrive once
+    the rule is mended; other topics flow meanwhile."""
+    rules = tmp_path / "rules"
+    rules.write_text("topic read #\ntopic write t/status\ntopic write t/slide/+/posterior\n")
+    broker = mosquitto(f"acl_file {rules}").start()
+    listener = listen(broker.port)
+    with capture_logs() as logs:
+        it = room(broker.port, refused_retry_s=(0.2, 0.4))
+        it.put(final(1), *(posterior(number) for number in range(50)))
+        wait_until(lambda: "posterior-49" in listener.event_ids(), "posteriors flow")
+        wait_until(lambda: broker.log.read_text().count("Denied PUBLISH") >= 3, "it is tried again")
+        assert listener.event_ids("/final") == []
+        assert it.ledger.outbox_length() == 1
+        rules.write_text("topic readwrite #\n")
+        broker.kill()
+        refused = broker.log.read_text().count("Denied PUBLISH")
+        broker.start()
+        late = listen(broker.port)
+        wait_until(lambda: late.event_ids("/final") == ["final-1"], "the final arrives")
+        it.end()
+    assert refused < 20
+    events = [log for log in logs if log["event"] == "mqtt_message_refused"]
+    assert [(log["event_id"], log["reason"], log["kept"]) for log in events] == [("final-1", "Not authorized", True)]
+
+
+def test_qos_0_is_sent_when_connected_and_dropped_otherwise(
+    room: Rooms, mosquitto: Brokers, listen: Listeners
+) -> None:
+    """Patches for heat maps never wait for a broker and never enter the ledger."""
+    broker = mosquitto()
+    it = room(broker.port)
+
+    def patches(number: int) -> Record:
+        fleeting = message("slide/a/patches", f"patches-{number}", qos=0, retain=False, durable=False)
+        return Record(PROFILE, messages=(fleeting,))
+
+    it.put(patches(1))
+    wait_until(lambda: it.sender.dropped == 1, "the first is dropped")
+    broker.start()
+    listener = listen(broker.port)
+    wait_until(lambda: listener.event_ids("/status"), "connected")
+    it.put(patches(2))
+    wait_until(lambda: listener.event_ids("/patches") == ["patches-2"], "the second arrives")
+    assert it.sender.dropped == 1
+    assert it.ledger.outbox_length() == 0
+    it.end()
+
+
+def test_health_is_told_while_connected(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """Health follows the birth at once and then comes at its interval, with nothing else going on."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    beats = iter(range(1000))
+    it = room(
+        broker.port,
+        health=lambda: message("health", f"health-{next(beats)}", qos=0, durable=False),
+        health_interval_s=0.1,
+    )
+    wait_until(lambda: "health-4" in listener.event_ids(), "health is told")
+    assert listener.event_ids()[0] == "online"
+    it.end()
+
+
+def test_commands_reach_their_handler(room: Rooms, mosquitto: Brokers) -> None:
+    """A command wakes the room and is given to its handler."""
+    broker = mosquitto().start()
+    given: list[tuple[str, bytes]] = []
+    it = room(
+        broker.port,
+        commands={"t/cmd/close-patient": "close-patient"},
+        on_command=lambda verb, payload: given.append((verb, payload)),
+    )
+    wait_until(lambda: "Sending SUBACK to room" in broker.log.read_text(), "subscribed")
+    paho.mqtt.publish.single("t/cmd/close-patient", b"{}", qos=1, port=broker.port)
+    wait_until(lambda: given == [("close-patient", b"{}")], "the command arrives")
+    it.end()
+
+
+def test_the_next_start_sends_what_the_last_one_could_not(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """A room that ends without a broker keeps its messages, and the next one sends them with the same ids."""
+    first = room(free_port(), flush_limit_s=0.5)
+    first.put(*(final(number) for number in range(5)))
+    first.end()
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    second = room(broker.port)
+    second.put(final(5))
+    wait_until(lambda: "final-5" in listener.event_ids(), "everything arrives")
+    assert listener.event_ids("/final") == names(6)
+    second.end()
+
+
+def test_an_end_at_once_leaves_the_will(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """When the process ends at once the room leaves with Cancelled and the broker says offline, not stopped."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    it = room(broker.port)
+    wait_until(lambda: listener.event_ids() == ["online"], "online")
+    it.token.cancel()
+    it.end()
+    assert isinstance(it.error, Cancelled)
+    wait_until(lambda: listener.event_ids() == ["online", "offline"], "the will arrives")
+
+
+def test_a_failing_ledger_ends_the_room(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """When the ledger cannot be written, the room leaves with LedgerError and nothing of the record is sent."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    it = room(broker.port)
+    wait_until(lambda: listener.event_ids() == ["online"], "online")
+    it.ledger.close()
+    it.put(final(1))
+    wait_until(lambda: "offline" in listener.event_ids(), "the will arrives")
+    it.end()
+    assert isinstance(it.error, LedgerError)
+    assert listener.event_ids("/final") == []
+
+
+@pytest.mark.system
+def test_a_killed_process_loses_nothing_that_was_committed(
+    mosquitto: Brokers, listen: Listeners, room: Rooms, tmp_path: Path
+) -> None:
+    """A process killed (SIGKILL) mid-stream and started again: every final in the ledger is delivered."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from pathlib import Path
+        from tests.agent.test_sender import Room, final
+        room = Room(Path({str(tmp_path / "ledger.db")!r}), {broker.port})
+        for number in range(100_000):
+            room.put(final(number))
+    """
+    victim = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    wait_until(lambda: "final-60" in listener.event_ids(), "it is at work")
+    victim.kill()
+    victim.wait()
+    wait_until(lambda: "offline" in listener.event_ids(), "the will arrives")
+    before = listener.event_ids("/final")
+    second = room(broker.port)
+    wait_until(lambda: listener.event_ids("/status")[-1:] == ["online"], "the second run is connected")
+    second.end()
+    wait_until(lambda: "stopped" in listener.event_ids(), "the second run has flushed")
+    delivered = set(listener.event_ids("/final"))
+    assert delivered == set(names(len(delivered)))
+    assert len(delivered) >= len(before) >= 60
+    with reopened(second) as ledger:
+        assert ledger.outbox_length() == 0
+        assert {kept.event_id for kept in ledger.retained()} == set(names(len(delivered))[-1000:])
+
+
+def test_counted_patches_are_in_the_ledger_before_the_wire(
+    room: Rooms, mosquitto: Brokers, listen: Listeners
+) -> None:
+    """When a subscriber sees a result, the patches behind it are already counted."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    it = room(broker.port)
+    patch = CountedPatch(PatchKey("p", "s", 0, 50, 0), (1, 2), None)
+    it.put(Record(PROFILE, (patch,), final(1).messages))
+    wait_until(lambda: listener.event_ids("/final"), "the result arrives")
+    it.end()
+    with reopened(it) as ledger:
+        assert list(ledger.restore(PROFILE)) == [patch]
+
+
+class reopened:  # noqa: N801 - used like a function
+    """The ledger of a room that has ended."""
+
+    def __init__(self, room: Room) -> None:
+        """`room` must have ended."""
+        self._path = room.ledger.path
+
+    def __enter__(self) -> Ledger:
+        self._ledger = Ledger.open(self._path)
+        return self._ledger
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.close()
