@@ -132,7 +132,8 @@ def write_config(home: Path, profile: Path, port: int) -> Path:
         "site": "demo",
         "instrument": "phantom",
         "patient": {"quiet_s": QUIET_S},
-        "mqtt": {"port": port, "health_interval_s": 0.5},
+        # amqtt speaks 3.1.1 only; `auto` would find that out, but only after some seconds.
+        "mqtt": {"port": port, "protocol": "3.1.1", "health_interval_s": 0.5},
         "log": {"format": "json"},
     }
     path = home / "agent.yaml"

@@ -163,14 +163,8 @@ class Sender:
 
     def _on_refused(self, message: Message, seq: int | None, reason: str) -> None:
         if self._refused.refuse(message.topic, self._clock()):
-            self._log.error(
-                "mqtt_message_refused",
-                topic=message.topic,
-                kind=message.kind,
-                event_id=message.event_id,
-                reason=reason,
-                kept=seq is not None,
-            )
+            said = {"topic": message.topic, "kind": message.kind, "event_id": message.event_id}
+            self._log.error("mqtt_message_refused", **said, reason=reason, kept=seq is not None)
 
     def _pump(self) -> None:
         """Send what the window allows: birth and retained state first, then the outbox in its order."""

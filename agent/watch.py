@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -115,6 +116,8 @@ class Watch:
         if not self._events:
             self._log.info("watching", by="scan", file_system=file_system_of(self.folder))
             return
+        # watchdog warns with the paths of the folder in it: identities, which must not reach the log.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
         observer = Observer()
         observer.name = "watch-events"
         observer.schedule(_Hints(self._hints, self._wake), str(self.folder), recursive=True)

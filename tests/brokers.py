@@ -82,6 +82,11 @@ class Mosquitto:
             self._process.wait()
             self._process = None
 
+    def send_signal(self, number: int) -> None:
+        """SIGSTOP freezes it, SIGCONT lets it go on."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def _ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
@@ -116,3 +121,33 @@ class Listener:
         """Disconnect."""
         self._client.disconnect()
         self._client.loop_stop()
+
+
+class listening:  # noqa: N801 - used like a function
+    """A TCP server on 127.0.0.1 that is no broker: it does one thing with each connection and closes it."""
+
+    def __init__(self, answer: Callable[[socket.socket], None]) -> None:
+        """`answer` runs on the server's thread."""
+        self._answer = answer
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, name="server")
+
+    def __enter__(self) -> int:
+        """Its port."""
+        self._thread.start()
+        return int(self._server.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            with connection:
+                self._answer(connection)
+                connection.shutdown(socket.SHUT_WR)

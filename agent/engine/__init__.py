@@ -67,12 +67,19 @@ def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], thre
 
 
 def load_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
-    """Load one built engine as `choose` would; raises EngineError with the reason."""
+    """Load one built engine as `choose` would: verified and self-tested; raises EngineError with the reason."""
+    engine = open_built(profile, folder, threads)
+    self_test(engine, profile)
+    return engine
+
+
+def open_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
+    """Load one built engine, verified but not self-tested: for the build's own gates. Raises EngineError."""
     artefacts = read_engine(folder, profile.sha256)
     backend = BACKENDS.get(artefacts.manifest.backend)
     if backend is None:
         raise EngineError(f"{folder.name}: this version has no backend {artefacts.manifest.backend!r}")
-    return _tested(backend, profile, artefacts, threads)
+    return _opened(backend, profile, artefacts, threads)
 
 
 def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[Path, Manifest | None]]:
@@ -90,9 +97,12 @@ def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[P
 def self_test(engine: Engine, profile: LoadedProfile) -> float:
     """Largest difference of a probability on the golden pair; warms the engine's one batch shape.
 
-    Raises EngineError beyond the limit of the engine's precision, or for values that are not finite.
+    Raises EngineError when the engine fails on it, beyond the limit of its precision, or for values not finite.
     """
-    prediction = predict_padded(engine, profile.golden_inputs)
+    try:
+        prediction = predict_padded(engine, profile.golden_inputs)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"golden pair cannot be run: {' '.join(str(error).split())[:500]}") from error
     golden = dict.fromkeys(prediction, profile.golden_outputs)
     difference = float(np.abs(class_probabilities(prediction) - class_probabilities(golden)).max())
     limit = MAX_DP[engine.precision]
@@ -121,13 +131,13 @@ def _load(backend: Backend, profile: LoadedProfile, folder: Path | None, profile
         return load_built(profile, folder, threads)
     if backend.needs_build:
         raise EngineError(f"not built; run: {mend(profile_dir / ENGINES / backend.name, backend.name)}")
-    return _tested(backend, profile, None, threads)
+    engine = _opened(backend, profile, None, threads)
+    self_test(engine, profile)
+    return engine
 
 
-def _tested(backend: Backend, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:
+def _opened(backend: Backend, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:
     try:
-        engine = backend.load(profile, artefacts, threads)
-        self_test(engine, profile)
+        return backend.load(profile, artefacts, threads)
     except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise EngineError(f"{backend.name} cannot be loaded: {' '.join(str(error).split())[:500]}") from error
-    return engine

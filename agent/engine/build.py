@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.engine import class_probabilities, find_backend, load_built, predict_padded, self_test
+from agent.engine import class_probabilities, find_backend, open_built, predict_padded, self_test
 from agent.engine.backend import Backend, BuildRequest, Engine, thread_count
 from agent.engine.device import this_cpu
 from agent.engine.gates import GateFailedError, Parity, independence_gate, parity_gate, rate
@@ -81,7 +81,7 @@ def _build_and_prove(plan: Plan, scratch: Path, announce: Callable[[str], None])
     _compile(plan, backend, scratch)
     write_manifest(plan, backend, scratch, None)
     announce("golden pair")
-    engine = load_built(plan.profile, scratch, plan.threads)
+    engine = open_built(plan.profile, scratch, plan.threads)
     golden_max_dp = _golden_gate(engine, plan.profile)
     announce(f"parity on {plan.patches} patches")
     # One thread: torch's threads wait actively for each other, which is very slow on a busy machine.

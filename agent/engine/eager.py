@@ -19,11 +19,24 @@ from models.profile import LoadedProfile
 from models.registry import MODALITIES
 
 
+def import_torch() -> Any:
+    """torch, with a thread pool that sleeps while it waits.
+
+    Waiting actively, as is the default, cuts the rate to a half or less as soon as another process wants a core.
+    The variable is read when the pool is loaded: it is for the first import, and a value set outside stands.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    return torch
+
+
 def load_network(profile: LoadedProfile) -> Any:
     """The profile's torch module with its weights, in evaluation mode.
 
     Raises ValueError when the weights do not fit the network of the profile.
     """
+    import_torch()
     from safetensors.torch import load
 
     network = MODALITIES[profile.spec.modality].build_network(profile.spec)
@@ -38,10 +51,7 @@ class EagerEngine:
     precision = "fp32"
 
     def __init__(self, profile: LoadedProfile, threads: int, batch_size: int) -> None:
-        # Read when torch loads its thread pool: threads that wait actively halve the rate on a busy machine.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
-
+        torch = import_torch()
         torch.set_num_threads(thread_count(threads))
         self.batch_size = batch_size
         self._torch = torch

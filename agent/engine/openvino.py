@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -117,20 +118,23 @@ class OpenVinoBackend:
         return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
 
     def build(self, request: BuildRequest) -> None:
-        """Trace the torch module at its one batch shape and save it as IR, weights in fp32."""
-        import torch
+        """Export the torch module at its one batch shape and save it as IR, weights in fp32."""
+        from agent.engine.eager import import_torch, load_network
 
-        from agent.engine.eager import load_network
-
+        torch = import_torch()
         ov = _openvino()
         profile = request.profile
         prepare = MODALITIES[profile.spec.modality].to_network_input
         rows = np.resize(profile.golden_inputs, (request.batch_size, *profile.golden_inputs.shape[1:]))
         example = torch.from_numpy(prepare(profile.spec, rows))
         network = load_network(profile)
-        torch.set_num_threads(1)  # tracing runs the network: on a busy machine torch's threads wait for each other
-        with torch.no_grad():
-            model = ov.convert_model(network, example_input=example, input=list(example.shape))
+        torch.set_num_threads(1)  # on a busy machine torch's threads wait for each other
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch's own decompositions use names that torch deprecates; nothing of it concerns us.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            exported = torch.export.export(network, (example,))
+            model = ov.convert_model(exported, input=list(example.shape))
         model.output(0).get_tensor().set_names({network.emits})
         ov.save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
 

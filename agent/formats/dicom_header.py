@@ -169,16 +169,16 @@ class HeaderWalk:
                 self._check_length(element.value_at + element.length)
                 return False
             self._stated = _syntax(window.read(element.value_at, element.length))
-        elif self._at_top:
+        elif self._at_top and element.tag >> 16 != 0xFFFE:
             self._check_top_level(element.tag)
         self._elements += 1
         if self._elements > self._limits.max_tags:
             raise FormatError("limits", f"more than {self._limits.max_tags} elements in the header", self._at)
         if not self._levels:
             self._top_at, self._top_tag = self._at, element.tag
-        self._enter_or_leave(element)
         end = element.value_at + (0 if element.length == UNDEFINED else element.length)
         self._check_length(end)
+        self._enter_or_leave(element)
         self._at = end
         if self._at_top and self._top_tag in self._wanted and end - self._top_at <= _MAX_KEPT_BYTES:
             self._kept.append((self._top_at, end - self._top_at))
@@ -191,6 +191,8 @@ class HeaderWalk:
     def _check_top_level(self, tag: int) -> None:
         if tag in _OTHER_PIXELS:
             raise FormatError("wrong_type", f"{_OTHER_PIXELS[tag]} pixels, expected 16 bit unsigned", self._at)
+        if tag >> 16 == 4:
+            raise FormatError("not_an_image", "a DICOMDIR", self._at)
         if tag >> 16 < 8:
             raise self._malformed(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) in the data set")
         if tag > _PIXEL_DATA:  # elements are sorted by tag (PS3.5, section 7.1)

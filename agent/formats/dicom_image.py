@@ -12,6 +12,7 @@ from io import BytesIO
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset
 
 from agent.errors import FormatError
@@ -48,7 +49,7 @@ _OPTICAL_PATHS = "OpticalPathSequence"
 # What pydicom raises, by its source and by fuzzing, when a value is not what its type promises.
 _UNREADABLE: tuple[type[Exception], ...] = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError),
-    *(OSError, RecursionError, TypeError, ValueError, struct.error),
+    *(OSError, RecursionError, TypeError, ValueError, struct.error, BytesLengthException),
 )
 
 WANTED_TAGS = frozenset(

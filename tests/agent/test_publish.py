@@ -21,7 +21,7 @@ from agent.errors import SettingsError
 from agent.publish import Acked, Command, Connected, Disconnected, Event, Session
 from agent.settings import MqttSettings
 from agent.topics import Message
-from tests.brokers import Listener, Mosquitto, free_port, need, wait_until
+from tests.brokers import Listener, Mosquitto, free_port, listening, need, wait_until
 
 FAST = (0.01, 0.05)
 PROTOCOL_LEVEL = 8
@@ -323,6 +323,23 @@ def test_commands_arrive_once_and_only_fresh_ones(
     assert len(seen.find(Command)) == 1
 
 
+def test_a_dead_network_thread_is_told(mosquitto: Callable[..., Mosquitto]) -> None:
+    """Whatever ends the network thread is raised by `events`, so that the process ends and nobody waits for ever."""
+    failures = [RuntimeError("broken")]
+
+    def wake() -> None:
+        if failures:
+            raise failures.pop()
+
+    port = mosquitto().start().port
+    session = Session(MqttSettings(port=port), client_id="t", will=WILL, wake=wake)
+    session.start()
+    assert any(isinstance(event, Connected) for event in session.events(10.0))
+    with pytest.raises(RuntimeError, match="broken"):
+        session.events(10.0)
+    session.stop(5.0)
+
+
 def test_stop_without_a_broker_is_quick(run: Callable[..., Seen]) -> None:
     """A session that never connected ends at once, however long its pause between attempts is."""
     session = Session(MqttSettings(port=free_port()), client_id="t", will=WILL, backoff_s=(60.0, 60.0))
@@ -389,32 +406,3 @@ def make_certificate(folder: Path, name: str) -> None:
         capture_output=True,
         env={**os.environ, "RANDFILE": str(folder / "random")},
     )
-
-
-class listening:  # noqa: N801 - used like a function
-    """A TCP server that does one thing with each connection and closes it."""
-
-    def __init__(self, answer: Callable[[socket.socket], None]) -> None:
-        """`answer` runs on the server's thread."""
-        self._answer = answer
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._serve, name="server")
-
-    def __enter__(self) -> int:
-        self._thread.start()
-        return int(self._server.getsockname()[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._server.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:
-                return
-            with connection:
-                self._answer(connection)
-                connection.shutdown(socket.SHUT_WR)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from agent.sender import Sender
 from agent.settings import MqttSettings
 from agent.topics import Message
 from models.contract import PatchKey
-from tests.brokers import Listener, Mosquitto, free_port, wait_until
+from tests.brokers import Listener, Mosquitto, free_port, listening, wait_until
 
 PROFILE = "p" * 64
 
@@ -67,12 +70,14 @@ class Room:
     """A SENDER room on its own thread, as the pipeline runs it."""
 
     def __init__(self, path: Path, port: int, **options: Any) -> None:
-        """Starts at once; `options` go to Sender, `protocol` and `commands` to the session."""
+        """Starts at once; `options` go to Sender, `protocol`, `keepalive_s` and `commands` to the session."""
         self.token = CancelToken()
         self.handover: Handover[Record] = Handover("records", 1000, self.token)
         self.ledger = Ledger.open(path)
         self.session = Session(
-            MqttSettings(port=port, protocol=options.pop("protocol", "5")),
+            MqttSettings(
+                port=port, protocol=options.pop("protocol", "5"), keepalive_s=options.pop("keepalive_s", 15)
+            ),
             client_id="room",
             will=status("offline"),
             wake=self.handover.nudge,
@@ -212,7 +217,67 @@ def test_a_broker_killed_mid_stream_loses_nothing(room: Rooms, mosquitto: Broker
         assert ledger.outbox_length() == 0
 
 
-def test_a_small_receive_maximum_is_respected(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+def test_a_frozen_broker_is_noticed_and_loses_nothing(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """A broker that hangs with its connections open is left after the keepalive; records go on into the ledger
+    meanwhile and all arrive once it answers again."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    with capture_logs() as logs:
+        it = room(broker.port, keepalive_s=1)
+        wait_until(lambda: listener.event_ids() == ["online"], "online")
+        broker.send_signal(signal.SIGSTOP)
+        it.put(*(final(number) for number in range(40)))
+        wait_until(lambda: any(log["event"] == "mqtt_disconnected" for log in logs), "the silence is noticed")
+        wait_until(lambda: len(it.handover) == 0, "records go into the ledger")
+        broker.send_signal(signal.SIGCONT)
+        wait_until(lambda: set(listener.event_ids("/final")) == set(names(40)), "everything arrives")
+        it.end()
+    with reopened(it) as ledger:
+        assert ledger.outbox_length() == 0
+
+
+def test_a_broker_that_never_acknowledges_cannot_hold_up_the_end(room: Rooms) -> None:
+    """The end waits for acknowledgements up to its limit, keeps the messages, and leaves the will armed."""
+    received = bytearray()
+
+    def accept_and_be_silent(connection: socket.socket) -> None:
+        received.extend(connection.recv(4096))
+        connection.sendall(b"\x20\x03\x00\x00\x00")  # CONNACK of MQTT 5: success, no properties
+        while data := connection.recv(4096):
+            received.extend(data)
+
+    with listening(accept_and_be_silent) as port:
+        it = room(port, flush_limit_s=0.3)
+        it.put(final(1))
+        wait_until(lambda: b"final-1" in received, "the final is on its way")
+        begun = time.monotonic()
+        it.end()
+        assert time.monotonic() - begun < 5
+    assert not received.endswith(b"\xe0\x00")  # DISCONNECT
+    with reopened(it) as ledger:
+        assert [row.message.event_id for row in ledger.unsent()] == ["final-1"]
+
+
+def test_no_more_in_flight_than_the_broker_takes(room: Rooms) -> None:
+    """A broker that takes two unacknowledged messages and acknowledges none is given two: birth and one final."""
+    received = bytearray()
+
+    def accept_two(connection: socket.socket) -> None:
+        received.extend(connection.recv(4096))
+        received.clear()  # the CONNECT with its will
+        connection.sendall(b"\x20\x06\x00\x00\x03\x21\x00\x02")  # CONNACK: success, receive maximum 2
+        while data := connection.recv(4096):
+            received.extend(data)
+
+    with listening(accept_two) as port:
+        it = room(port, flush_limit_s=0.3)
+        it.put(*(final(number) for number in range(10)))
+        wait_until(lambda: b"final-0" in received, "the first final is on its way")
+        it.end()
+    assert received.count(b"event_id") == 2
+
+
+def test_a_small_receive_maximum_is_enough(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
     """With a broker that takes two unacknowledged messages, all arrive on one connection."""
     broker = mosquitto("max_inflight_messages 2").start()
     listener = listen(broker.port)
@@ -250,6 +315,24 @@ def test_a_refused_message_is_kept_and_nothing_spins(
     assert refused < 20
     events = [log for log in logs if log["event"] == "mqtt_message_refused"]
     assert [(log["event_id"], log["reason"], log["kept"]) for log in events] == [("final-1", "Not authorized", True)]
+
+
+def test_a_refused_state_topic_does_not_spin(
+    room: Rooms, mosquitto: Brokers, listen: Listeners, tmp_path: Path
+) -> None:
+    """A stream of posteriors to a topic that is refused costs a few tries, not one for each."""
+    rules = tmp_path / "rules"
+    rules.write_text("topic read #\ntopic write t/status\ntopic write t/slide/+/final\n")
+    broker = mosquitto(f"acl_file {rules}").start()
+    listener = listen(broker.port)
+    it = room(broker.port)
+    it.put(posterior(0))
+    wait_until(lambda: "Denied PUBLISH" in broker.log.read_text(), "the first is refused")
+    it.put(*(posterior(number) for number in range(1, 300)), final(1))
+    wait_until(lambda: listener.event_ids("/final") == ["final-1"], "another topic is served")
+    assert broker.log.read_text().count("Denied PUBLISH") < 10
+    assert it.ledger.outbox_length() == 1
+    it.end()
 
 
 def test_qos_0_is_sent_when_connected_and_dropped_otherwise(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.calibration import calibrate
 from models.profile import CARD, MANIFEST, WEIGHTS, ProfileInvalid
@@ -19,6 +21,15 @@ from train.recipes import EVALUATION_FIRST_SEED, load_recipe
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "configs" / "profiles" / "phantom"
 RECIPE = ROOT / "configs" / "train" / "phantom.yaml"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests run beside each other: more threads than cores only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_shipped_profile_is_valid_and_small() -> None:

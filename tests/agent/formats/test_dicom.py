@@ -15,7 +15,8 @@ from tests.agent.formats.dicom_cases import CASES, HEIGHT, WIDTH, Canvas, Shown,
 TRAILING = bytes.fromhex("fcfffcff4f4200000400000001020304")
 """DataSetTrailingPadding, explicit VR."""
 each_case = pytest.mark.parametrize("name", CASES)
-each_native = pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("ex", "im", "big", "dcmconv"))])
+PREALLOCATED = ["explicit-1", "implicit-2", "big-2", "rle-1-in-3-fragments", "rle-2-basic", "rle-2-extended"]
+PREALLOCATED += ["j2k-2-in-3-fragments", "dcmcjpls-2", "dcmcjpeg-sv1"]
 
 
 @each_case
@@ -62,11 +63,20 @@ def test_cut_at_every_offset(name: str) -> None:
         if file.native:
             assert canvas.rows == max(0, cut - file.pixels_at) // (2 * WIDTH), cut
             assert not canvas.complete, cut
-        if name.startswith("rle-2-basic") and cut == len(file.data) - 8:
-            assert canvas.rows == HEIGHT, "the first frame does not wait for the second one's end"
 
 
-@each_case
+@pytest.mark.parametrize("name", ["rle-2-basic", "rle-2-no-table", "rle-2-extended"])
+def test_frames_do_not_wait(name: str) -> None:
+    """The first frame comes when its own bytes are there, the last one by the tag of the delimiter at the latest."""
+    file = case(name)
+    second = file.data.rindex(b"\xfe\xff\0\xe0")
+    canvas = run(DicomParser(), file.data[: second + 4], Canvas())
+    assert canvas.rows == HEIGHT
+    assert canvas.agrees_with(file.oracle)
+    assert run(DicomParser(), file.data[:-4], Canvas()).complete
+
+
+@pytest.mark.parametrize("name", PREALLOCATED)
 def test_preallocated_at_every_offset(name: str) -> None:
     """A preallocated file, zero behind any offset, gives no pixel that is not written, and all of them in the end."""
     file = case(name)
@@ -80,7 +90,7 @@ def test_preallocated_at_every_offset(name: str) -> None:
         assert canvas.complete and canvas.agrees_with(file.oracle) and (canvas.times == 1).all(), cut
 
 
-@each_native
+@pytest.mark.parametrize("name", ["explicit-1", "implicit-1", "big-1", "dcmconv-big"])
 def test_preallocated_header_survives_settling(name: str) -> None:
     """A writer that pauses long within a preallocated header is waited for, not refused."""
     file = case(name)

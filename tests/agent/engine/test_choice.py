@@ -1,0 +1,185 @@
+"""agent.engine.choose: the first usable engine runs, and every one passed over has its reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from agent.engine import built_engines, choose, load_built, self_test
+from agent.engine.eager import EagerBackend
+from agent.engine.manifest import MANIFEST, engine_folder
+from agent.engine.openvino import OpenVinoBackend
+from agent.errors import EngineError, SettingsError
+from models.contract import Prediction
+from models.profile import LoadedProfile
+from tests.agent.engine.small_profile import need_openvino, read_profile, write_profile
+from tests.agent.engine.unproven import build_unproven
+
+BOTH = ("openvino", "eager")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile folder with a valid OpenVINO engine; tests work on copies."""
+    need_openvino()
+    folder = tmp_path_factory.mktemp("prepared")
+    profile = write_profile(folder)
+    build_unproven(OpenVinoBackend(), profile, engine_folder(folder, "openvino", "fp32", 1), "fp32", 1)
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(prepared, tmp_path / "profile"))
+
+
+def test_prefers_the_first_usable(folder: Path) -> None:
+    """A valid built engine that comes first runs, and nothing is passed over."""
+    choice = choose(folder, read_profile(folder), BOTH, 1)
+    assert (choice.engine.name, choice.engine.precision, choice.passed_over) == ("openvino", "fp32", {})
+
+
+def test_order_decides(folder: Path) -> None:
+    """The order of the settings decides, not which engine is built."""
+    assert choose(folder, read_profile(folder), ("eager", "openvino"), 1).engine.name == "eager"
+
+
+def test_not_built(tmp_path: Path) -> None:
+    """Without a built engine eager runs, and the reason names the command that builds one."""
+    need_openvino()
+    profile = write_profile(tmp_path / "profile")
+    choice = choose(tmp_path / "profile", profile, BOTH, 1)
+    assert choice.engine.name == "eager"
+    command = f"python -m agent.build_trt --profile {tmp_path / 'profile'} --backend openvino"
+    assert choice.passed_over == {"openvino": f"not built; run: {command}"}
+
+
+def test_spoiled_engine_is_passed_over(folder: Path) -> None:
+    """A changed file is never loaded: the next engine runs and the reason is told."""
+    target = engine_folder(folder, "openvino", "fp32", 1)
+    content = bytearray((target / "model.bin").read_bytes())
+    content[1000] ^= 1
+    (target / "model.bin").write_bytes(content)
+    choice = choose(folder, read_profile(folder), BOTH, 1)
+    assert choice.engine.name == "eager"
+    assert "model.bin differs" in choice.passed_over["openvino-fp32-b1"]
+
+
+def test_engine_of_another_profile(folder: Path) -> None:
+    """New weights make the old engine unusable."""
+    profile = write_profile(folder, seed=9)
+    choice = choose(folder, profile, BOTH, 1)
+    assert "built for profile" in choice.passed_over["openvino-fp32-b1"]
+
+
+def test_newest_build_first(folder: Path) -> None:
+    """Of two engines of one backend the one built last runs; a spoiled one falls back on the other."""
+    profile = read_profile(folder)
+    newer = engine_folder(folder, "openvino", "fp32", 2)
+    build_unproven(OpenVinoBackend(), profile, newer, "fp32", 2)
+    assert choose(folder, profile, BOTH, 1).engine.batch_size == 2
+    (newer / "model.bin").unlink()
+    choice = choose(folder, profile, BOTH, 1)
+    assert (choice.engine.name, choice.engine.batch_size) == ("openvino", 1)
+    assert list(choice.passed_over) == ["openvino-fp32-b2"]
+
+
+def test_half_built_engine_is_never_seen(folder: Path) -> None:
+    """What an interrupted build left behind is not an engine."""
+    target = engine_folder(folder, "openvino", "fp32", 1)
+    target.rename(target.with_name(f".{target.name}.4711"))
+    assert built_engines(folder) == []
+
+
+def test_unreadable_manifest_is_listed(folder: Path) -> None:
+    """An engine whose manifest cannot be read is passed over with a reason, not skipped in silence."""
+    (engine_folder(folder, "openvino", "fp32", 1) / MANIFEST).write_text("{}")
+    assert "not an engine manifest" in choose(folder, read_profile(folder), BOTH, 1).passed_over["openvino-fp32-b1"]
+
+
+def test_unknown_backend_of_a_manifest(folder: Path) -> None:
+    """An engine of a backend that this version does not have is refused by name."""
+    target = engine_folder(folder, "openvino", "fp32", 1)
+    manifest = built_engines(folder)[0][1]
+    assert manifest is not None
+    (target / MANIFEST).write_text(manifest.model_copy(update={"backend": "abacus"}).sealed().to_json())
+    with pytest.raises(EngineError, match="no backend 'abacus'"):
+        load_built(read_profile(folder), target, 1)
+
+
+@pytest.mark.parametrize("order", [("abacus",), ("eager", "abacus")])
+def test_unknown_name(tmp_path: Path, order: tuple[str, ...]) -> None:
+    """A name that is no engine is a settings error naming the known ones, even behind a usable engine."""
+    profile = write_profile(tmp_path)
+    with pytest.raises(SettingsError, match="unknown engine 'abacus'; known: openvino, eager"):
+        choose(tmp_path, profile, order, 1)
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    """When nothing can be used the error lists every reason."""
+    profile = write_profile(tmp_path)
+    shifted = profile.golden_outputs + np.array([3, 0, 0, 0], np.float32)
+    spoiled = LoadedProfile(profile.spec, profile.sha256, profile.weights, profile.golden_inputs, shifted)
+    with pytest.raises(EngineError, match=r"openvino: .*; eager: golden pair differs by"):
+        choose(tmp_path, spoiled, BOTH, 1)
+    with pytest.raises(EngineError, match="order of engines is empty"):
+        choose(tmp_path, profile, (), 1)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    """Weights of another network give one line that says which keys."""
+    from safetensors.numpy import save
+
+    profile = write_profile(tmp_path)
+    wrong = LoadedProfile(
+        profile.spec,
+        profile.sha256,
+        save({"model.x": np.zeros(1, np.float32)}),
+        profile.golden_inputs,
+        profile.golden_outputs,
+    )
+    with pytest.raises(EngineError, match=r"eager cannot be loaded: weights do not fit the network: .* missing"):
+        choose(tmp_path, wrong, ("eager",), 1)
+
+
+class BrokenEngine:
+    """An engine that raises, or returns values that are not finite."""
+
+    name, precision, batch_size = "broken", "fp32", 4
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
+        """NaN for everything."""
+        if self._error:
+            raise self._error
+        return {"logits": np.full((len(x_BCHW), 4), np.nan, np.float32)}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def test_not_finite_fails_the_self_test(tmp_path: Path) -> None:
+    """NaN never passes for agreement."""
+    profile = write_profile(tmp_path)
+    with pytest.raises(EngineError, match="golden pair differs by nan"):
+        self_test(BrokenEngine(), profile)
+
+
+def test_failure_on_a_batch_fails_the_self_test(tmp_path: Path) -> None:
+    """An engine that raises on the golden pair is refused in one line."""
+    profile = write_profile(tmp_path)
+    with pytest.raises(EngineError, match="golden pair cannot be run: out of registers"):
+        self_test(BrokenEngine(RuntimeError("out of\n registers")), profile)
+
+
+def test_self_test_gives_the_difference(tmp_path: Path) -> None:
+    """Eager on the machine that made the golden pair differs by rounding only."""
+    profile = write_profile(tmp_path)
+    assert self_test(EagerBackend().load(profile, None, 1), profile) < 1e-5

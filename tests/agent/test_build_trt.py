@@ -1,0 +1,163 @@
+"""`python -m agent.build_trt`: arguments, exit codes, and what people and scripts read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.build_trt import main
+from agent.engine.openvino import OpenVinoBackend
+from tests.agent.engine.small_profile import need_openvino, write_profile
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile folder without engines."""
+    need_openvino()
+    made = tmp_path_factory.mktemp("profile")
+    write_profile(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A profile folder and the finished command that built the default engine into it."""
+    need_openvino()
+    made = tmp_path_factory.mktemp("built")
+    write_profile(made)
+    return made, command("--profile", str(made), "--patches", "8", "--threads", "1")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "agent.build_trt", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_build_prints_a_table(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The default build picks the best precision, exits 0, and shows its figures."""
+    folder, done = built
+    best = OpenVinoBackend().precisions()[0]
+    assert done.returncode == 0, done.stderr
+    assert f"openvino-{best}-b1" in done.stdout
+    assert "% of 8" in done.stdout
+    assert "independence of neighbours" in done.stderr
+    assert (folder / "engines" / f"openvino-{best}-b1" / "engine.json").exists()
+
+
+def test_report_and_check(
+    built: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`report` says that the engine is usable here, `check` loads it, and both speak JSON."""
+    folder = str(built[0])
+    assert main(["report", "--profile", folder]) == 0
+    assert "usable" in capsys.readouterr().out
+    assert main(["report", "--profile", folder, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["engines"]
+    assert row["state"] == "usable"
+    assert row["manifest"]["figures"]["patches"] == 8
+    assert main(["check", "--profile", folder, "--threads", "1"]) == 0
+    assert "golden pair agrees" in capsys.readouterr().out
+    assert main(["check", "--profile", folder, "--engine", row["engine"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["backend"] == "openvino"
+
+
+def test_check_needs_no_torch(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """A fresh process loads and runs the engine without torch."""
+    done = command("check", "--profile", str(built[0]), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["torch_loaded"] is False
+
+
+def test_report_tells_what_is_wrong(
+    built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An engine of another profile is listed with the reason and the command that mends it."""
+    write_profile(tmp_path, seed=3)
+    (tmp_path / "engines").symlink_to(built[0] / "engines")
+    assert main(["report", "--profile", str(tmp_path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["engines"]
+    assert "built for profile" in row["state"]
+    assert "run: python -m agent.build_trt" in row["state"]
+    assert main(["check", "--profile", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: openvino-")
+
+
+def test_nothing_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without engines `report` names the command and `check` fails with it."""
+    assert main(["report", "--profile", str(folder)]) == 0
+    assert "nothing built; run: python -m agent.build_trt --profile" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["check", "--profile", str(folder)]) == 1
+    assert "nothing built; run: python -m agent.build_trt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--backend", "tensorrt"), "backend tensorrt is not available in this version"),
+        (("--backend", "inductor"), "backend inductor is not available in this version"),
+        (("--backend", "eager"), "eager runs straight from the profile and needs no build"),
+        (("--precision", "int8"), "openvino has no int8 on this machine in this version; available: "),
+        (("--device", "cuda:0"), "device 'cuda:0' is not available in this version; available: cpu"),
+    ],
+)
+def test_not_available(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], line: str
+) -> None:
+    """What this version or machine does not have is one clear line and exit code 2."""
+    assert main(["--profile", str(folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--profile", "x", "--batch", "0"),
+        ("--profile", "x", "--threads", "-1"),
+        ("--profile", "x", "--backend", "abacus"),
+    ],
+    ids=["no profile", "no rows", "negative threads", "unknown backend"],
+)
+def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    """Arguments that make no sense exit with 2 and the usage."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m agent.build_trt" in capsys.readouterr().err
+
+
+def test_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing or damaged profile is one line and exit code 1."""
+    assert main(["--profile", str(tmp_path / "absent")]) == 1
+    assert "cannot read the profile" in capsys.readouterr().err
+    write_profile(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"other")
+    assert main(["--profile", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "weights.safetensors has sha256" in error
+    assert error.count("\n") == 1
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help says what is proven, gives examples and the exit codes."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert all(word in text for word in ("golden pair", "examples:", "exit codes: 0 done", "report"))
