@@ -20,19 +20,20 @@ from agent.worker import Work
 
 
 class Pulse:
-    """When each room last came round. A room that waits for the next one is not at fault; a hung one is."""
+    """When each room last came round. A room that waits before a full hand-over is not at fault; the next one is."""
 
     def __init__(self, work: Handover[Work], records: Handover[Record]) -> None:
         self._full: dict[str, Handover[Work] | Handover[Record]] = {"reader": work, "engine": records}
         self._last: dict[str, float] = {}
 
-    def beats(self, room: str) -> Callable[[], None]:
-        """What the room calls each time it comes round."""
+    def beats(self, room: str, also: Callable[[], None] = lambda: None) -> Callable[[], None]:
+        """What the room calls each time it comes round; it runs `also`, too."""
 
         def beat() -> None:
+            also()
             self._last[room] = time.monotonic()
 
-        beat()
+        self._last[room] = time.monotonic()
         return beat
 
     def is_healthy(self, limit_s: float) -> bool:
@@ -42,7 +43,7 @@ class Pulse:
         return all(len(self._full[room]) >= self._full[room].capacity for room in late if room in self._full)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Figures:
     """Reads the rooms' own counters (plain numbers, each written by one thread) when somebody asks."""
 
@@ -54,6 +55,11 @@ class Figures:
     session: Session
     ledger: Ledger
     started_s: float = field(default_factory=time.monotonic)
+    _unsent: int = 0
+
+    def look(self) -> None:
+        """Count what waits in the ledger; for the ledger's thread only."""
+        self._unsent = self.ledger.outbox_length()
 
     def health(self) -> Health:
         """The figures as they stand."""
@@ -66,7 +72,7 @@ class Figures:
             handovers={
                 h.name: QueueState(depth=len(h), high_water=h.high_water, capacity=h.capacity) for h in self.handovers
             },
-            outbox=self.ledger.outbox_length(),
+            outbox=self._unsent,
             reconnects=self.session.reconnects,
             scan_only_finds=self.watch.scan_only_finds,
             engine=self.speaker.engine,
@@ -76,5 +82,6 @@ class Figures:
         )
 
     def message(self) -> Message:
-        """The figures as a message."""
+        """The figures as a message; for the ledger's thread only."""
+        self.look()
         return self.speaker.topics.message(self.health())

@@ -10,8 +10,8 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -178,6 +178,7 @@ class Pipeline:
             on_command=lambda verb, payload: _obey(verb, payload, feeder),
             in_flight=settings.mqtt.in_flight,
             flush_limit_s=settings.pipeline.stop_limit_s / 2,
+            beat=self._pulse.beats("sender", figures.look),
         )
         if settings.metrics.port is not None:
             self._resources.callback(serve_metrics(settings.metrics.port, figures.health))
@@ -241,21 +242,3 @@ def _obey(verb: str, payload: bytes, feeder: Feeder) -> None:
         return
     log.info("command", verb=verb, patient=command.patient)
     feeder.close_patient(command.patient)
-
-
-@contextmanager
-def stopping_on_signals(token: CancelToken) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a clean end; a second one ends at once. Old handlers come back afterwards."""
-    import signal
-
-    def handle(_: int, __: object) -> None:
-        if token.stopping.is_set():
-            token.cancel()
-        token.stop()
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

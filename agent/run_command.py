@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agent import host
@@ -31,8 +34,25 @@ def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns the exit code. Raises AgentError when it cannot start."""
     settings = load_settings(args.config)
     host.configure_logging(settings.log.level, settings.log.format)
-    from agent.pipeline import Pipeline, stopping_on_signals
+    from agent.pipeline import Pipeline
 
     token = CancelToken()
     with stopping_on_signals(token):
         return Pipeline(settings, token).run()
+
+
+@contextmanager
+def stopping_on_signals(token: CancelToken) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for a clean end; a second one ends at once. Old handlers come back afterwards."""
+
+    def handle(_: int, __: object) -> None:
+        if token.stopping.is_set():
+            token.cancel()
+        token.stop()
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

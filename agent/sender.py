@@ -21,6 +21,8 @@ from agent.topics import Message
 
 MAX_UNWRITTEN = 64
 """QoS 0 messages that may wait for the socket; with a slower network more of them are dropped."""
+LONGEST_WAIT_S = 1.0
+"""The room comes round at least this often, so that the watchdog sees it alive."""
 FAREWELL_S = 2.0
 """Longest wait for the broker to acknowledge `stopped`."""
 
@@ -42,13 +44,14 @@ class Sender:
         in_flight: int = 16,
         flush_limit_s: float = 10.0,
         refused_retry_s: tuple[float, float] = (5.0, 300.0),
+        beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`session` must have been given `handover.nudge` as its `wake`. The callables run on this room's thread.
 
         `in_flight` is the most unacknowledged messages (the broker may allow fewer); `flush_limit_s` the longest
         wait for acknowledgements at the end; `refused_retry_s` the first and the longest pause before a message
-        that the broker refused is tried again.
+        that the broker refused is tried again; `beat` is called whenever the room comes round, every second at least.
         """
         self.dropped = 0
         """QoS 0 messages that could not be sent; for this room's thread (`health`)."""
@@ -63,6 +66,7 @@ class Sender:
         self._limit = in_flight
         self._flush_limit_s = flush_limit_s
         self._refused = Refusals(*refused_retry_s)
+        self._beat = beat
         self._clock = clock
         self._log = structlog.get_logger(__name__)
 
@@ -88,6 +92,7 @@ class Sender:
         self._session.start()
         try:
             while not self._handover.ended:
+                self._beat()
                 record = self._handover.get(self._patience_s())
                 if record is not None:
                     self._ledger.append(record)
@@ -214,11 +219,11 @@ class Sender:
             self._health_at = self._clock() + self._health_interval_s
             self._send_unkept(self._health())
 
-    def _patience_s(self) -> float | None:
-        """Seconds until this room has something to do by itself; None: only an item or a nudge matters."""
+    def _patience_s(self) -> float:
+        """Seconds until this room has something to do by itself; an item or a nudge may come sooner."""
         health_at = self._health_at if self._health is not None and self._window > 0 else None
         times = [at for at in (self._refused.next_at(), health_at) if at is not None]
-        return max(0.0, min(times) - self._clock()) if times else None
+        return min([LONGEST_WAIT_S, *(max(0.0, at - self._clock()) for at in times)])
 
     def _flush(self) -> None:
         self._wait_until(lambda: not self._direct and not self._ledger.unsent(self._cursor, 1), self._flush_limit_s)
@@ -241,6 +246,5 @@ class Sender:
             left_s = deadline - self._clock()
             if left_s <= 0:
                 return False
-            patience_s = self._patience_s()
-            self._turn(self._session.events(left_s if patience_s is None else min(left_s, patience_s)))
+            self._turn(self._session.events(min(left_s, self._patience_s())))
         return False

@@ -76,7 +76,7 @@ def test_temperature_and_none() -> None:
 def test_a_row_depends_on_itself_alone(kind: str) -> None:
     """The same outputs give the same bits whatever else is in the batch, and wherever they stand in it."""
     spec = CalibrationSpec(
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         temperature=1.7,
         weights=(PUBLISHED_W,),
         biases=(PUBLISHED_B,),
