@@ -29,7 +29,7 @@ from agent.engine import choose
 from agent.errors import AgentError, EngineError, SettingsError
 from agent.identity import Pseudonyms, load_or_create_key
 from agent.imager import BYTES_PER_S, LAYOUTS, write_growing
-from agent.phantom_command import NamedPhantom, files_of, named_phantoms
+from agent.phantom_command import FIRST_SEED, NamedPhantom, files_of, named_phantoms
 from agent.profile_folder import load_profile_folder
 from models.contract import SlideKey
 from models.srh.phantom import CLASSES, STRIPS_BY_HEIGHT
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headless", action="store_true", help="plain lines instead of the live view")
     parser.add_argument("--slides", type=int, default=4, metavar="N", help="how many slides (4)")
     parser.add_argument("--rate", type=float, default=1.0, metavar="X", help="times the imager's pace (1)")
-    parser.add_argument("--seed", type=int, default=9000, metavar="S", help="seed of the first slide (9000)")
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, metavar="S", help="seed of the first slide (%(default)s)")
     parser.add_argument("--layout", choices=LAYOUTS, default="strips-b", help="files and names (strips-b)")
     parser.add_argument(
         "--height", type=int, default=2000, choices=sorted(STRIPS_BY_HEIGHT), help="rows of a scan strip (2000)"

@@ -1,4 +1,4 @@
-"""Hand-written stand-ins for seams that we own: an engine that answers at once, and a folder that tells on command."""
+"""Hand-written stand-ins for seams that we own: an engine that answers at once, a folder that tells on command."""
 
 from __future__ import annotations
 

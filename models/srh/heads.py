@@ -50,7 +50,9 @@ class PositionEncoding(nn.Module):
 class SelfAttention(nn.Module):
     """Scaled dot-product attention among the tokens of one patch: [B, T, D] to [B, T, D].
 
-    Keys as in torch.nn.MultiheadAttention; written out because its inference fast path cannot be exported.
+    Keys as in torch.nn.MultiheadAttention. Written out because compilers must get it right: torch's module takes a
+    fast path that cannot be exported, and OpenVINO 2026.4 compiles `scaled_dot_product_attention` on a permuted
+    q/k/v tensor wrongly when there are as many tokens as heads.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -58,7 +60,7 @@ class SelfAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"token_dim {dim} is not a multiple of attention_heads {heads}")
         self.heads = heads
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
@@ -68,12 +70,12 @@ class SelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Attention of every token to every token of the same patch."""
         batch, tokens, dim = x_BTD.shape
-        qkv = F.linear(x_BTD, self.in_proj_weight, self.in_proj_bias)
-        qkv_3BHTd = qkv.view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        q_BHTd, k_BHTd, v_BHTd = qkv_3BHTd.unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTd = F.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, dropout_p=dropout)
-        y_BTD: Tensor = self.out_proj(y_BHTd.transpose(1, 2).reshape(batch, tokens, dim))
+        size = dim // self.heads
+        projected = F.linear(x_BTD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q_BHTd, k_BHTd, v_BHTd = (part.view(batch, tokens, self.heads, size).transpose(1, 2) for part in projected)
+        scores_BHTT = q_BHTd @ k_BHTd.transpose(-1, -2) / math.sqrt(size)
+        mixed_BHTd = self.dropout(torch.softmax(scores_BHTT, dim=-1)) @ v_BHTd
+        y_BTD: Tensor = self.out_proj(mixed_BHTd.transpose(1, 2).reshape(batch, tokens, dim))
         return y_BTD
 
 

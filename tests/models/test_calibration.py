@@ -15,6 +15,7 @@ PUBLISHED_B = (-10.0985, -9.6665, -9.7129, -9.4918)
 
 
 def slow_softmax(row: list[float]) -> list[float]:
+    """Softmax in a loop."""
     e = [math.exp(x) for x in row]
     return [x / sum(e) for x in e]
 

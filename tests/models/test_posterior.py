@@ -35,6 +35,7 @@ def deliveries(draw: st.DrawFn) -> tuple[list[tuple[int, tuple[int, ...] | str]]
 
 
 def fill(outcomes: list[tuple[int, tuple[int, ...] | str]], order: list[int]) -> Tally:
+    """A tally of these outcomes, delivered in this order."""
     tally = Tally(K)
     for i in order:
         value = outcomes[i][1]

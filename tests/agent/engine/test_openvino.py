@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import load_built
+from agent.engine import load_built, self_test
 from agent.engine.eager import EagerBackend
 from agent.engine.manifest import Artefacts, engine_folder, read_engine
 from agent.engine.openvino import IR_XML, MIN_SHARE, OpenVinoBackend, OpenVinoEngine
@@ -113,3 +113,16 @@ def test_weights_are_those_of_the_profile(folder: Path, profile: LoadedProfile) 
     for x_CHW in profile.golden_inputs:
         found, expected = built.predict(x_CHW[None])["logits"], eager.predict(x_CHW[None])["logits"]
         assert abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"attention_heads": 2}, {"token_dim": 16, "attention_heads": 4}, {"width": 16, "attention_heads": 4}],
+)
+def test_attention_of_any_size(tmp_path: Path, sizes: dict[str, int]) -> None:
+    """fp32 OpenVINO agrees with eager also when there are as many tokens as heads, which it has compiled wrongly."""
+    need_openvino()
+    profile = write_profile(tmp_path, **sizes)
+    target = engine_folder(tmp_path, "openvino", "fp32", 1)
+    build_unproven(OpenVinoBackend(), profile, target, "fp32", 1)
+    assert self_test(load_built(profile, target, 1), profile) < 1e-5
