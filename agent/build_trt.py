@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from agent.engine import BACKENDS, built_engines, find_backend, load_built
 from agent.engine.backend import PRECISIONS, Backend
 from agent.engine.build import PARITY_PATCHES, Plan, build_engine, golden_digest
+from agent.engine.gates import GateFailedError
 from agent.engine.manifest import Manifest, verify
 from agent.errors import AgentError, EngineError, ProfileError, SettingsError
 from models.profile import LoadedProfile, ProfileInvalid, load_profile
@@ -70,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend", choices=("auto", *BACKENDS, *_LATER), default="auto", help="auto: openvino (no GPU engine yet)"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where the processor has it, else fp32")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="default: bf16 where the processor has it and it passes every gate, else fp32",
+    )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="the one batch shape (default: best measured)")
     parser.add_argument("--threads", type=_natural, default=0, metavar="N", help="0 (default): every core")
@@ -112,21 +118,36 @@ def _load_profile(folder: Path) -> LoadedProfile:
 
 def _build(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
     backend = _usable_backend(args.backend, args.device)
-    precision = _usable_precision(backend, args.precision)
     plan = Plan(
         profile_dir=args.profile,
         profile=profile,
         backend=backend.name,
-        precision=precision,
+        precision="",
         batch_size=args.batch or backend.default_batch,
         threads=args.threads,
         patches=args.patches,
     )
-    with _progress(f"{backend.name} {precision}", quiet=args.json) as announce:
-        folder, manifest = build_engine(plan, announce)
+    folder, manifest, passed_over = _first_that_passes(plan, _usable_precisions(backend, args.precision), args.json)
     if not args.json:
         Console().print(_table([(folder, manifest, "usable")]))
-    return {"engine": str(folder), "manifest": manifest.model_dump(mode="json")}
+    return {"engine": str(folder), "manifest": manifest.model_dump(mode="json"), "passed_over": passed_over}
+
+
+def _first_that_passes(plan: Plan, precisions: Sequence[str], quiet: bool) -> tuple[Path, Manifest, dict[str, str]]:
+    """Build in the first precision that passes every gate; each that fails is told, and the last failure raised."""
+    passed_over: dict[str, str] = {}
+    for precision in precisions:
+        try:
+            with _progress(f"{plan.backend} {precision}", quiet=quiet) as announce:
+                folder, manifest = build_engine(replace(plan, precision=precision), announce)
+        except GateFailedError as error:
+            if precision == precisions[-1]:
+                raise
+            passed_over[precision] = str(error)
+            print(f"{precision} cannot be used for this profile: {error}", file=sys.stderr)
+        else:
+            return folder, manifest, passed_over
+    raise SettingsError(f"{plan.backend} has no precision on this machine")
 
 
 def _usable_backend(name: str, device: str) -> Backend:
@@ -148,14 +169,14 @@ def _usable_backend(name: str, device: str) -> Backend:
     raise EngineError("; ".join(reasons))
 
 
-def _usable_precision(backend: Backend, asked: str | None) -> str:
+def _usable_precisions(backend: Backend, asked: str | None) -> tuple[str, ...]:
     available = backend.precisions()
     if asked is None:
-        return available[0]
+        return available
     if asked not in available:
         found = ", ".join(available)
         raise SettingsError(f"{backend.name} has no {asked} on this machine in this version; available: {found}")
-    return asked
+    return (asked,)
 
 
 def _report(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:

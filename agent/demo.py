@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headless", action="store_true", help="plain lines instead of the live view")
     parser.add_argument("--slides", type=int, default=4, metavar="N", help="how many slides (4)")
     parser.add_argument("--rate", type=float, default=1.0, metavar="X", help="times the imager's pace (1)")
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, metavar="S", help="seed of the first slide (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=FIRST_SEED, metavar="S", help="seed of the first slide (%(default)s)"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, default="strips-b", help="files and names (strips-b)")
     parser.add_argument(
         "--height", type=int, default=2000, choices=sorted(STRIPS_BY_HEIGHT), help="rows of a scan strip (2000)"

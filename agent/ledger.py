@@ -69,11 +69,15 @@ class FinalRow:
     """Parts of which every segment had been seen."""
     expected: int | None = None
     """Parts that the slide has; None where only silence can tell."""
+    unformed: str = "{}"
+    """JSON, reason → patches that were announced but never came."""
+    at: float = 0.0
+    """When it was said, seconds since the epoch."""
 
     @property
     def is_finished_slide(self) -> bool:
         """Whether this slide's files need not be read again after a restart."""
-        return self.scope == "slide" and self.state == "complete"
+        return self.scope == "slide" and self.state == "complete" and self.expected is not None
 
     @property
     def of_slide(self) -> SlideKey:
@@ -144,7 +148,8 @@ class Ledger:
     def finals(self, profile_sha256: str) -> list[FinalRow]:
         """The latest final of every slide and patient under this profile."""
         query = (
-            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected FROM finals"
+            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected, unformed, at"
+            " FROM finals"
             " WHERE profile_sha256 = ? ORDER BY scope, patient, slide"
         )
         with explained(self.path):
@@ -158,7 +163,7 @@ class Ledger:
                 if message.durable:
                     self._enqueue(message)
             self._db.executemany(
-                "INSERT OR REPLACE INTO finals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO finals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(record.profile_sha256, *astuple(row)) for row in record.finals],
             )
 

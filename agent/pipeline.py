@@ -118,9 +118,11 @@ class Pipeline:
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
         speaker = Speaker(uuid.uuid4().hex, topics, profile, engine, lambda: datetime.now(UTC))
         speech = Speech(speaker, choice, ledger.next_boot(), datetime.now(UTC))
-        restored = list(ledger.restore(profile.sha256))
         finals = ledger.finals(profile.sha256)
-        log.info("restored", patches=len(restored), finals=len(finals), boot_seq=speech.boot_seq)
+        oldest = time.time() - 86_400 * settings.patient.keep_days
+        pruned = ledger.prune(row.patient for row in finals if row.scope == "patient" and row.at < oldest)
+        restored = list(ledger.restore(profile.sha256))
+        log.info("restored", patches=len(restored), pruned=pruned, finals=len(finals), boot_seq=speech.boot_seq)
 
         work: Handover[Work] = Handover("reader-engine", settings.pipeline.handover_capacity, token)
         records: Handover[Record] = Handover("engine-sender", settings.pipeline.handover_capacity, token)

@@ -5,6 +5,7 @@ It knows no file, topic or ledger; time does not matter to it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -57,11 +58,12 @@ class Reducer:
             self._count(row)
 
     def resume(self, finals: Iterable[FinalRow]) -> None:
-        """Slides that were complete before a restart still are: their files are not read again."""
+        """Slides stand where their last final before a restart left them, until their files tell more."""
         for row in finals:
-            if row.is_finished_slide and row.of_slide in self.slides:
+            if row.scope == "slide" and row.of_slide in self.slides:
                 record = self.slides[row.of_slide]
                 record.state, record.done, record.expected = State(row.state), row.done, row.expected
+                record.unformed = json.loads(row.unformed)
 
     def slide(self, key: SlideKey) -> SlideRecord:
         """The slide's record, new when it is not known yet."""

@@ -147,7 +147,21 @@ class Reporter:
             return None
         number = 1 if last is None else last.revision + 1
         event_id = final_event_id(self._speaker.profile.sha256, scope, patient, slide, number)
-        row = FinalRow(scope, patient, slide, number, event_id, fingerprint, state.value, parts.done, parts.expected)
+        unformed = json.dumps(records[0].unformed if scope == "slide" else {})
+        at = self._speaker.wall().timestamp()
+        row = FinalRow(
+            scope,
+            patient,
+            slide,
+            number,
+            event_id,
+            fingerprint,
+            state.value,
+            parts.done,
+            parts.expected,
+            unformed,
+            at,
+        )
         self._finals[scope, patient, slide] = row
         supersedes = None if last is None else last.event_id
         return row, {"event_id": event_id, "revision": number, "supersedes": supersedes}

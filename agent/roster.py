@@ -47,13 +47,17 @@ class Roster:
     def __init__(
         self, assembler: Assembler, patience: Patience, counted: Iterable[PatchKey], finished: Iterable[SlideKey]
     ) -> None:
+        """`counted` and `finished` come from before a restart; their patients are open again, until silence or the
+        next patient closes them, which says nothing twice.
+        """
         self._assembler = assembler
         self._patience = patience
         self._counted = {slide: set(keys) for slide, keys in by_slide(counted).items()}
         self._finished = set(finished)
         self._slides: dict[SlideKey, _Slide] = {}
-        self._open: dict[str, float] = {}
-        """Open patients → monotonic seconds of their last byte, oldest patient first."""
+        patients = sorted({key.patient for key in (*self._counted, *self._finished)})
+        self._open: dict[str, float | None] = dict.fromkeys(patients)
+        """Open patients → monotonic seconds of their last byte (None: before the restart), oldest patient first."""
         self.last_byte_s: float | None = None
 
     def arrival(self, part: Part, now: float) -> Arrival:
@@ -122,7 +126,11 @@ class Roster:
             limit = self._limit_s(slide)
             if limit is not None and slide.acquisition.quiet_s(now) >= limit:
                 yield from self._fall_silent(slide)
-        quiet = {p for p, last in self._open.items() if now - last >= self._patience.patient_quiet_s}
+        for patient, last in self._open.items():
+            self._open[patient] = now if last is None else last
+        quiet = {
+            p for p, last in self._open.items() if last is not None and now - last >= self._patience.patient_quiet_s
+        }
         yield from self.close_patients(quiet)
 
     def wait_s(self, now: float) -> float:
@@ -132,7 +140,7 @@ class Roster:
             for slide in self._slides.values()
             if (limit := self._limit_s(slide)) is not None
         ]
-        patients = [last + self._patience.patient_quiet_s - now for last in self._open.values()]
+        patients = [last + self._patience.patient_quiet_s - now for last in self._open.values() if last is not None]
         return max(0.0, min([*slides, *patients], default=math.inf))
 
     def close_patients(self, patients: set[str] | None = None) -> Iterator[Told]:
@@ -149,16 +157,16 @@ class Roster:
 
     def _put_away(self, slide: _Slide) -> None:
         """Free what an ended slide holds; one that lacks something can still go on."""
-        key = slide.acquisition.slide
-        if slide.acquisition.state is State.COMPLETE:
-            self._finished.add(key)
-            self._counted.pop(key, None)
-            del self._slides[key]
+        acquisition = slide.acquisition
+        if acquisition.state is State.COMPLETE and acquisition.expected is not None:
+            self._finished.add(acquisition.slide)
+            self._counted.pop(acquisition.slide, None)
+            del self._slides[acquisition.slide]
             return
+        slide.arrivals = {part: a for part, a in slide.arrivals.items() if part not in acquisition.done}
         for part, arrival in slide.arrivals.items():
-            if part not in slide.acquisition.done:
-                self._assembler.forget(part)
-                arrival.rest()
+            self._assembler.forget(part)
+            arrival.rest()
 
     def _limit_s(self, slide: _Slide) -> float | None:
         """How long a slide may be silent; None when silence means nothing (any more)."""

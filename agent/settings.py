@@ -80,6 +80,9 @@ class PatientSettings(Section):
     """Whether the first byte of the next patient finishes this one."""
     on_command: bool = False
     """Whether the MQTT command `close-patient` finishes a patient."""
+    keep_days: float = Field(30.0, gt=0)
+    """Days after a patient's final for which the ledger keeps the patches; a later slide of the same patient is then
+    judged by itself. Finals are kept for ever."""
 
 
 class PipelineSettings(Section):

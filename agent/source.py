@@ -122,7 +122,7 @@ class Source:
                     if budget <= 0:
                         return events
                 elif isinstance(event, Complete):
-                    self.reading = Reading.DONE
+                    self.reading, self._parser = Reading.DONE, None
         # All that a settled file can give has been asked for, until it changes again.
         self._settled_tried = settled
         return events

@@ -62,7 +62,7 @@ class Bench:
         self.closed: list[SlideClosed | PatientClosed] = []
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, finished: Iterable[SlideKey] = ()) -> None:
         """Start again on the ledger and on everything in the folder."""
         profile = fake_profile()
         self.reducer = Reducer(FakeEngine(), profile, self.ledger)
@@ -76,6 +76,7 @@ class Bench:
             limits=Limits(),
             patience=Patience(settle_s=1.0),
             counted=[row.key for row in self.ledger],
+            finished=finished,
         )
         root = self.folder.folder
         self.folder.touched = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]

@@ -27,7 +27,7 @@ class GateFailedError(EngineError):
     """A new engine failed a gate; the old one stays."""
 
     def __init__(self, gate: str, detail: str) -> None:
-        super().__init__(f"gate {gate!r} failed: {detail}; the engine in place, if any, is unchanged")
+        super().__init__(f"gate {gate!r} failed: {detail}; an engine already in place is unchanged")
         self.gate = gate
 
 

@@ -296,3 +296,29 @@ def test_preallocated_files_wait_for_their_pixels(folder: Folder) -> None:
         folder.turn(str(name))
     assert {row.key.y for row in folder.ledger} == {0, 300, 600, 900, 1200, 1500, 1700}
     assert all(row.rejected is None for row in folder.ledger if row.key.y in (0, 300, 600, 1700))
+
+
+def test_a_patient_who_was_open_before_a_restart_still_ends(folder: Folder) -> None:
+    """All slides complete, then a restart: the patient's end still comes after the quiet time."""
+    for name, content in slide_files("strips-b", "1").items():
+        folder.put(name, content)
+    folder.restart(finished=[SLIDE])
+    folder.turn()
+    folder.turn(seconds=899)
+    assert [type(closed) for closed in folder.closed] == [SlideClosed]
+    folder.turn(seconds=2)
+    assert folder.closed[1:] == [PatientClosed("PAT")]
+
+
+def test_patches_of_an_ended_patient_are_not_lost(folder: Folder) -> None:
+    """Where nothing tells how many patches a slide has, one that comes after the patient's end still counts."""
+    files = list(slide_files("opensrh", "1").items())
+    for name, content in files[:-1]:
+        folder.put(name, content)
+    folder.turn(seconds=1000)
+    assert [type(closed) for closed in folder.closed] == [SlideClosed, PatientClosed]
+    folder.put(*files[-1])
+    folder.turn(seconds=1000)
+    (outcome,) = folder.outcomes().values()
+    assert outcome.state is State.COMPLETE and outcome.posterior.counts.seen == len(files)
+    assert [type(closed) for closed in folder.closed[2:]] == [SlideClosed, PatientClosed]

@@ -42,13 +42,15 @@ def textured(count: int, seed: int = 0) -> NDArray[np.uint16]:
     return inputs
 
 
-def write_profile(folder: Path, *, seed: int = 0, quirks: bool = False, **sizes: int) -> LoadedProfile:
+def write_profile(
+    folder: Path, *, seed: int = 0, quirks: bool = False, sizes: dict[str, int] | None = None
+) -> LoadedProfile:
     """Write profile.yaml, weights and golden pair, and load them. `sizes` go to the network section."""
     folder.mkdir(parents=True, exist_ok=True)
-    network_section = {"encoder": "resnet18", "width": 8, "published_quirks": quirks, **sizes}
+    network_section = {"encoder": "resnet18", "width": 8, "published_quirks": quirks, **(sizes or {})}
     torch.manual_seed(seed)
     network = build_classifier(SrhNetwork.model_validate(network_section), classes=4)
-    for parameter in network.head.transformer_layers.parameters():
+    for parameter in network.head.get_submodule("transformer_layers").parameters():
         torch.nn.init.normal_(
             parameter, std=0.3
         )  # at its initial weights the head hardly attends: errors would not show

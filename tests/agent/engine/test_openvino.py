@@ -122,7 +122,7 @@ def test_weights_are_those_of_the_profile(folder: Path, profile: LoadedProfile) 
 def test_attention_of_any_size(tmp_path: Path, sizes: dict[str, int]) -> None:
     """fp32 OpenVINO agrees with eager also when there are as many tokens as heads, which it has compiled wrongly."""
     need_openvino()
-    profile = write_profile(tmp_path, **sizes)
+    profile = write_profile(tmp_path, sizes=sizes)
     target = engine_folder(tmp_path, "openvino", "fp32", 1)
     build_unproven(OpenVinoBackend(), profile, target, "fp32", 1)
     assert self_test(load_built(profile, target, 1), profile) < 1e-5

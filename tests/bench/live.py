@@ -1,0 +1,128 @@
+"""What the live benchmarks share: the built engine, a real agent with a real broker, and who heard what when."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agent.engine import choose
+from agent.errors import EngineError
+from agent.profile_folder import load_profile_folder
+from tests.brokers import Listener, Mosquitto
+from tests.system.processes import AgentProcess, command
+
+ORDER = ("openvino", "eager")
+BUILD_LIMIT_S = 600.0
+POLL_S = 0.005
+
+
+def ensure_engine(profile: Path, console: Console) -> str:
+    """See that the profile has a built engine that may be used here; returns what the daemon would run.
+
+    When the default precision fails its gates, fp32 is built, and that is said. Raises EngineError when nothing
+    can be built.
+    """
+    loaded = load_profile_folder(profile)
+    try:
+        return _first(profile, loaded)
+    except EngineError as reason:
+        console.print(f"building the engine: {reason}", highlight=False, markup=False)
+    for precision in ([], ["--precision", "fp32"]):
+        done = command("agent.build_trt", "--profile", profile, "--json", *precision, limit_s=BUILD_LIMIT_S)
+        if done.returncode == 0:
+            return _first(profile, loaded)
+        console.print(done.stderr.strip(), style="yellow", highlight=False, markup=False)
+    raise EngineError(f"no engine can be built for {profile}")
+
+
+def _first(profile: Path, loaded: Any) -> str:
+    engine = choose(profile, loaded, ORDER[:1], 0).engine
+    name = f"{engine.name} {engine.precision}, batch {engine.batch_size}"
+    engine.close()
+    return name
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One result as the subscriber had it."""
+
+    at: float
+    """Monotonic seconds of its arrival; the same clock in every process of this machine."""
+    body: dict[str, Any]
+
+    @property
+    def seen(self) -> int:
+        """Patches that it speaks of."""
+        return int(self.body["counts"]["seen"])
+
+
+class Stage:
+    """A running agent with the daemon's own defaults, its broker, and a subscriber of everything."""
+
+    def __init__(self, agent: AgentProcess, listener: Listener) -> None:
+        self.agent = agent
+        self._listener = listener
+
+    def results(self, patient: str, slide: str) -> list[Heard]:
+        """Posteriors and finals of one slide, in the order of arrival."""
+        name = self.agent.pseudonym(patient, slide).slide
+        ends = (f"slide/{name}/posterior", f"slide/{name}/final")
+        return [Heard(m.timestamp, json.loads(m.payload)) for m in self.messages(*ends)]
+
+    def messages(self, *topic_ends: str) -> list[Any]:
+        """Messages on topics with one of these endings, in the order of arrival."""
+        return [message for message in list(self._listener.messages) if message.topic.endswith(topic_ends)]
+
+    def forget_messages(self) -> None:
+        """Drop what was heard so far: the benchmark's own memory stays small."""
+        self._listener.messages.clear()
+
+    def wait_for_final(self, patient: str, slide: str, limit_s: float, each: Callable[[], object]) -> Heard:
+        """The slide's final; `each` runs at every look. Raises TimeoutError, or RuntimeError for a dead agent."""
+        name = self.agent.pseudonym(patient, slide).slide
+        deadline = time.monotonic() + limit_s
+        while True:
+            each()
+            for message in self.messages(f"slide/{name}/final"):
+                return Heard(message.timestamp, json.loads(message.payload))
+            if self.agent.ended:
+                raise RuntimeError("the agent ended: " + "\n".join(self.agent.log().splitlines()[-3:]))
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no final of {patient}/{slide} within {limit_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def engine(self) -> dict[str, Any]:
+        """What the agent logged about its engine: name, precision, batch."""
+        return self.agent.events("engine")[-1]
+
+
+@contextmanager
+def stage(folder: Path, profile: Path) -> Iterator[Stage]:
+    """Broker, subscriber and agent, all ready; ended on the way out."""
+    (folder / "broker").mkdir(parents=True)
+    broker = Mosquitto(folder / "broker").start()
+    try:
+        listener = Listener(broker.port)
+        agent = AgentProcess(
+            folder / "agent",
+            broker.port,
+            profile=str(profile),
+            engine={"order": list(ORDER)},
+            mqtt={"port": broker.port, "health_interval_s": 0.5},
+            patient={},
+            watch={},
+        )
+        try:
+            yield Stage(agent.start(), listener)
+        finally:
+            agent.stop()
+            listener.close()
+    finally:
+        broker.kill()
