@@ -5,7 +5,6 @@ For replay and conversion only. The daemon reads files while they grow, through 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,7 @@ from pydicom.pixels.utils import pixel_array
 
 from agent.errors import AgentError
 from agent.identity import Plain
-from agent.layouts import Layouts, Placed, is_temporary
+from agent.layouts import Layouts, Placed, is_temporary, natural
 from agent.naming import NamingSettings, rules_of
 from models.contract import SlideKey
 
@@ -60,7 +59,7 @@ class Survey:
 def survey(source: Path) -> Survey:
     """Place every file below `source` by the built-in naming rules."""
     names = [PurePosixPath(p.relative_to(source).as_posix()) for p in source.rglob("*") if p.is_file()]
-    names = sorted((name for name in names if not is_temporary(name)), key=lambda n: _natural(str(n)))
+    names = sorted((name for name in names if not is_temporary(name)), key=lambda n: natural(str(n)))
     layouts = Layouts(rules_of(NamingSettings()), Plain(), by_tags=False)
     for name in names:
         layouts.place(name)  # shows every first number, so that nothing waits below
@@ -130,17 +129,12 @@ def _imager_order(file: Finished) -> tuple[object, ...]:
     part = file.placed.part
     x, y = part.origin
     return (
-        _natural(part.slide.patient),
-        _natural(part.slide.slide),
+        natural(part.slide.patient),
+        natural(part.slide.slide),
         part.strip,
         x // FIELD_OF_VIEW_PX,
         y,
         x,
         file.placed.channel or 0,
-        _natural(str(file.relative)),
+        natural(str(file.relative)),
     )
-
-
-def _natural(text: str) -> tuple[tuple[int, str], ...]:
-    """Sorts `strip_10` after `strip_9`."""
-    return tuple((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text))

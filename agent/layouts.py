@@ -73,6 +73,11 @@ def is_temporary(relative: PurePosixPath) -> bool:
     )
 
 
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """Sort key that puts `strip_10` after `strip_9`."""
+    return tuple((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text))
+
+
 class Layouts:
     """Places files by naming rules; the first rule whose pattern fits the whole relative path decides.
 

@@ -7,7 +7,6 @@ waits: time comes in as an argument, and whoever iterates `poll` sets the pace.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
@@ -18,11 +17,14 @@ from agent.errors import FormatError
 from agent.formats import Complete, Event, Header, Limits, Region
 from agent.identity import Naming
 from agent.intake import Folder, Problem, Told
-from agent.layouts import Ignored, Layouts, Misnumbered, Placed, Waiting
+from agent.layouts import Ignored, Layouts, Misnumbered, Placed, Waiting, natural
 from agent.roster import Patience, Roster
 from agent.source import OpenParser, Reading, Source
 from agent.tail import Change
 from models.contract import Assembler, Chunk, PatchKey, ShapeError, SlideKey
+
+IMAGE_SUFFIXES = {".dcm", ".dicom", ".tif", ".tiff"}
+"""Names that promise an image: one that holds none is told, anything else is only logged."""
 
 
 class Reader:
@@ -65,7 +67,7 @@ class Reader:
         """Everything that became known since the last poll, to the end; then what silence says."""
         changes = self._folder.poll(now)
         due = [path for path in self._unsettled if self._settles(path, now) == 0]
-        for path in sorted({*changes.touched, *due, *(self._waiting if changes.touched else ())}, key=_natural):
+        for path in sorted({*changes.touched, *due, *(self._waiting if changes.touched else ())}, key=natural):
             yield from self._visit(path, now)
             if path in self._sources and self._settles(path, now) < math.inf:
                 self._unsettled.add(path)
@@ -107,7 +109,7 @@ class Reader:
             return
         if self._roster.is_finished(source.placed.part):
             if source.reading is Reading.GROWING:
-                self._log.info("not_read", file=source.file_id, why="its slide is complete")
+                self._log.debug("not_read", file=source.file_id, why="its slide is complete")
                 source.reading = Reading.DONE
             return
         yield from self._pump(self._roster.arrival(source.placed.part, now), now)
@@ -135,7 +137,10 @@ class Reader:
         try:
             self._read(source, now, header_only=True)
         except FormatError as error:
-            self._log.info("ignored", file=source.file_id, why=str(error))
+            if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
+                yield from self._tell(source, error.reason, f"{error}; no naming rule knows its name either")
+            else:
+                self._log.info("ignored", file=source.file_id, why=str(error))
             return
         if source.header is None:
             return
@@ -245,8 +250,3 @@ class Reader:
         yield from self._tell(source, "vanished", "the file was removed before it was complete")
         if not self._roster.is_finished(source.placed.part):
             yield from self._roster.lost(source.placed.part)
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """Sort key that puts strip 2 before strip 10."""
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", path)]

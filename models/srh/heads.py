@@ -50,9 +50,9 @@ class PositionEncoding(nn.Module):
 class SelfAttention(nn.Module):
     """Scaled dot-product attention among the tokens of one patch: [B, T, D] to [B, T, D].
 
-    Keys as in torch.nn.MultiheadAttention. Written out because compilers must get it right: torch's module takes a
-    fast path that cannot be exported, and OpenVINO 2026.4 compiles `scaled_dot_product_attention` on a permuted
-    q/k/v tensor wrongly when there are as many tokens as heads.
+    Keys as in torch.nn.MultiheadAttention, whose inference fast path cannot be exported. The products are einsums on
+    purpose: where tokens and heads are equally many, OpenVINO 2026.4 fuses the usual forms (matmul or
+    `scaled_dot_product_attention`) wrongly, and in bf16 with a race between threads. It does not fuse these.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -73,8 +73,9 @@ class SelfAttention(nn.Module):
         size = dim // self.heads
         projected = F.linear(x_BTD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         q_BHTd, k_BHTd, v_BHTd = (part.view(batch, tokens, self.heads, size).transpose(1, 2) for part in projected)
-        scores_BHTT = q_BHTd @ k_BHTd.transpose(-1, -2) / math.sqrt(size)
-        mixed_BHTd = self.dropout(torch.softmax(scores_BHTT, dim=-1)) @ v_BHTd
+        scores_BHTT = torch.einsum("bhtd,bhsd->bhts", q_BHTd, k_BHTd) / math.sqrt(size)
+        weights_BHTT = self.dropout(torch.softmax(scores_BHTT, dim=-1))
+        mixed_BHTd = torch.einsum("bhts,bhsd->bhtd", weights_BHTT, v_BHTd)
         y_BTD: Tensor = self.out_proj(mixed_BHTd.transpose(1, 2).reshape(batch, tokens, dim))
         return y_BTD
 

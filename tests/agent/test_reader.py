@@ -195,8 +195,9 @@ def test_an_image_that_no_rule_knows_is_told_and_other_files_are_ignored(folder:
     """An unplaceable image is a problem (the naming may be wrong); a text file is not."""
     folder.put(PurePosixPath("holiday.tif"), tiff_two_pages(np.ones((2, 300, 300), np.uint16)))
     folder.put(PurePosixPath("notes.txt"), b"dear diary" * 50)
+    folder.put(PurePosixPath("broken.dcm"), b"dear diary" * 50)
     folder.turn(seconds=2)
-    assert folder.reasons() == {"unknown_name": 1}
+    assert folder.reasons() == {"unknown_name": 1, "not_an_image": 1}
     assert not folder.outcomes()
 
 

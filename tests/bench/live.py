@@ -80,6 +80,10 @@ class Stage:
         """Messages on topics with one of these endings, in the order of arrival."""
         return [message for message in list(self._listener.messages) if message.topic.endswith(topic_ends)]
 
+    def bodies(self, topic_end: str) -> list[dict[str, Any]]:
+        """What was said on topics with this ending, in the order of arrival."""
+        return [json.loads(message.payload) for message in self.messages(topic_end)]
+
     def forget_messages(self) -> None:
         """Drop what was heard so far: the benchmark's own memory stays small."""
         self._listener.messages.clear()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine import load_built, self_test
+from agent.engine import class_probabilities, load_built, open_built, predict_padded
 from agent.engine.eager import EagerBackend
+from agent.engine.gates import independence_gate
 from agent.engine.manifest import Artefacts, engine_folder, read_engine
 from agent.engine.openvino import IR_XML, MIN_SHARE, OpenVinoBackend, OpenVinoEngine
 from models.profile import LoadedProfile
@@ -115,14 +116,23 @@ def test_weights_are_those_of_the_profile(folder: Path, profile: LoadedProfile) 
         assert abs(found - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [{}, {"attention_heads": 2}, {"token_dim": 16, "attention_heads": 4}, {"width": 16, "attention_heads": 4}],
-)
-def test_attention_of_any_size(tmp_path: Path, sizes: dict[str, int]) -> None:
-    """fp32 OpenVINO agrees with eager also when there are as many tokens as heads, which it has compiled wrongly."""
+SIZES = [{}, {"attention_heads": 2}, {"token_dim": 16, "attention_heads": 4}, {"width": 16, "attention_heads": 4}]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_of_any_size(tmp_path: Path, sizes: dict[str, int], precision: str) -> None:
+    """Heads of any size agree with eager and repeat bit for bit on two threads, also with as many tokens as heads:
+    OpenVINO fuses the usual forms of attention wrongly there."""
     need_openvino()
+    if precision not in OpenVinoBackend().precisions():
+        pytest.skip(f"this processor has no {precision}")
     profile = write_profile(tmp_path, sizes=sizes)
-    target = engine_folder(tmp_path, "openvino", "fp32", 1)
-    build_unproven(OpenVinoBackend(), profile, target, "fp32", 1)
-    assert self_test(load_built(profile, target, 1), profile) < 1e-5
+    target = engine_folder(tmp_path, "openvino", precision, 1)
+    build_unproven(OpenVinoBackend(), profile, target, precision, 1)
+    engine = open_built(profile, target, 2)
+    expected = class_probabilities({"logits": profile.golden_outputs})
+    found = class_probabilities(predict_padded(engine, profile.golden_inputs))
+    # These random heads are steeper than trained ones; the fault that this guards against gives 0.3 and more.
+    assert abs(found - expected).max() < {"fp32": 1e-5, "bf16": 0.1}[precision]
+    independence_gate(engine, profile)
