@@ -1,7 +1,7 @@
-"""The READER room: changes in the folder → bytes → chunks → network inputs, in the order things happened.
+"""The READER room: changes in the folder → network inputs and events, in the order things happened.
 
-It joins watch, tail, formats, layouts and the modality's assembler. It knows no engine and no message, and never
-waits: time comes in as an argument, and whoever iterates `poll` sets the pace.
+It decides which files to look at and where they belong; agent.pump reads them. It knows no engine and no message, and
+never waits: time comes in as an argument, and whoever iterates `poll` sets the pace.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from pathlib import PurePosixPath
 
 import structlog
 
-from agent.arrivals import Arrival
 from agent.errors import FormatError
-from agent.formats import Complete, Event, Header, Limits, Region
+from agent.formats import Limits
 from agent.identity import Naming
 from agent.intake import Folder, Problem, Told
 from agent.layouts import Ignored, Layouts, Misnumbered, Placed, Waiting, natural
+from agent.pump import Pump
 from agent.roster import Patience, Roster
 from agent.source import OpenParser, Reading, Source
-from agent.tail import Change
-from models.contract import Assembler, Chunk, PatchKey, ShapeError, SlideKey
+from models.contract import Assembler, PatchKey, SlideKey
 
 IMAGE_SUFFIXES = {".dcm", ".dicom", ".tif", ".tiff"}
 """Names that promise an image: one that holds none is told, anything else is only logged."""
@@ -50,17 +49,23 @@ class Reader:
         self._folder = folder
         self._layouts = layouts
         self._naming = naming
-        self._assembler = assembler
-        self._open_parser = open_parser
-        self._limits = limits
         self._patience = patience
-        self._slice = slice_bytes
         self._sources: dict[str, Source] = {}
         self._waiting: set[str] = set()
         """Paths that cannot be placed before another file has come."""
         self._unsettled: set[str] = set()
         """Paths that may give more once they count as settled."""
+        self._misnumbered: set[str] = set()
+        """Paths whose counter contradicts their slide's and that have been told."""
         self._roster = Roster(assembler, patience, counted, finished)
+        self._pump = Pump(
+            assembler,
+            self._roster,
+            open_parser,
+            limits=limits,
+            settle_s=patience.settle_s,
+            slice_bytes=slice_bytes,
+        )
         self._log = structlog.get_logger("reader")
 
     def poll(self, now: float) -> Iterator[Told]:
@@ -74,7 +79,7 @@ class Reader:
             else:
                 self._unsettled.discard(path)
         for path in changes.removed:
-            yield from self._removed(path)
+            yield from self._removed(path, now)
         yield from self._roster.silence(now)
 
     def wait_s(self, now: float) -> float:
@@ -112,7 +117,7 @@ class Reader:
                 self._log.debug("not_read", file=source.file_id, why="its slide is complete")
                 source.reading = Reading.DONE
             return
-        yield from self._pump(self._roster.arrival(source.placed.part, now), now)
+        yield from self._pump.drain(self._roster.arrival(source.placed.part, now), now)
 
     def _meet(self, path: str, now: float) -> Iterator[Told]:
         """A path seen for the first time: where does it belong?"""
@@ -121,7 +126,9 @@ class Reader:
         if isinstance(place, Waiting):
             self._waiting.add(path)
         elif isinstance(place, Misnumbered):
-            yield Problem("misnumbered", place.detail, file_id=file_id)
+            if path not in self._misnumbered:
+                self._misnumbered.add(path)
+                yield Problem("misnumbered", place.detail, file_id=file_id)
         elif not isinstance(place, Ignored):
             placed = place if isinstance(place, Placed) else None
             source = self._sources[path] = Source(self._folder.folder / path, file_id, placed, now)
@@ -135,10 +142,10 @@ class Reader:
     def _place_by_tags(self, path: str, source: Source, now: float) -> Iterator[Told]:
         """No rule knows the name: look whether it is an image, and whether its tags tell where it belongs."""
         try:
-            self._read(source, now, header_only=True)
+            self._pump.look(source, now, header_only=True)
         except FormatError as error:
             if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
-                yield from self._tell(source, error.reason, f"{error}; no naming rule knows its name either")
+                yield from self._pump.tell(source, error.reason, f"{error}; no naming rule knows its name either")
             else:
                 self._log.info("ignored", file=source.file_id, why=str(error))
             return
@@ -149,104 +156,25 @@ class Reader:
             source.placed = place
             self._join(source, place, now)
             yield from self._roster.receive(place.part, now)
-            yield from self._begin(self._roster.arrival(place.part, now), source, source.header)
+            yield from self._pump.begin(self._roster.arrival(place.part, now), source, source.header)
         elif isinstance(place, Waiting):
             self._waiting.add(path)
         else:
             detail = place.detail if isinstance(place, Misnumbered) else "no naming rule and no tag places this image"
             source.refuse(FormatError("unsupported", detail))
-            yield from self._tell(source, "misnumbered" if isinstance(place, Misnumbered) else "unknown_name", detail)
-
-    def _pump(self, arrival: Arrival, now: float) -> Iterator[Told]:
-        """Read the part's files in turns until they give nothing more."""
-        progress = True
-        while progress:
-            progress = False
-            for source in arrival.active():
-                before = source.reading
-                try:
-                    change, events = self._read(source, now, header_only=not arrival.paired)
-                except FormatError as error:
-                    yield from self._refuse(arrival, source, error)
-                    progress = True
-                    continue
-                if change is not Change.SAME:
-                    yield from self._roster.receive(arrival.part, now)
-                if change is Change.REWRITTEN:
-                    yield from self._tell(source, "rewritten", "the file was replaced or cut; it is read again")
-                for event in events:
-                    yield from self._take(arrival, source, event)
-                progress |= bool(events) or source.reading is not before
-        if arrival.complete:
-            yield from self._roster.part_done(arrival.part, now)
-
-    def _read(self, source: Source, now: float, *, header_only: bool) -> tuple[Change, list[Event]]:
-        try:
-            return source.read(
-                now,
-                self._open_parser,
-                self._limits,
-                settle_s=self._patience.settle_s,
-                budget=self._slice,
-                header_only=header_only,
+            yield from self._pump.tell(
+                source, "misnumbered" if isinstance(place, Misnumbered) else "unknown_name", detail
             )
-        except OSError as error:
-            # A share that hiccups or a file being replaced: the next scan looks again.
-            self._log.warning("not_readable_now", file=source.file_id, detail=str(error.strerror or error))
-            return Change.SAME, []
 
-    def _take(self, arrival: Arrival, source: Source, event: Event) -> Iterator[Told]:
-        if isinstance(event, Header):
-            yield from self._begin(arrival, source, event)
-        elif isinstance(event, Region) and source.reading is not Reading.REFUSED:
-            channel = arrival.channels_of(source)[event.plane]
-            for item in self._assembler.add(Chunk(arrival.part, channel, event.y, event.x, event.pixels)):
-                if self._roster.count(item.key):
-                    yield item
-        elif isinstance(event, Complete):
-            self._log.debug("file_complete", file=source.file_id, bytes=source.tail.size)
-
-    def _begin(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
-        """Tell the assembler a file's shape. Where the channels disagree, CH2's shape rules, in whatever order."""
-        channels = arrival.channels_of(source)
-        if header.planes != len(channels):
-            error = FormatError("wrong_shape", f"{header.planes} planes where the name promises {len(channels)}")
-            yield from self._refuse(arrival, source, error)
-            return
-        rival = arrival.begun.get(1) if channels == (0,) and 0 not in arrival.begun else None
-        if rival is not None and rival.header is not None:
-            self._assembler.forget(arrival.part)
-            del arrival.begun[1]
-        yield from self._shape(arrival, source, header)
-        if rival is not None and rival.header is not None:
-            yield from self._shape(arrival, rival, rival.header)
-
-    def _shape(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
-        try:
-            for channel in arrival.channels_of(source):
-                expected = self._assembler.begin(arrival.part, channel, header.height, header.width)
-                arrival.begun[channel] = source
-                yield from self._roster.expect(arrival.part, expected)
-        except ShapeError as error:
-            yield from self._refuse(arrival, source, FormatError("wrong_shape", str(error)))
-
-    def _refuse(self, arrival: Arrival, source: Source, error: FormatError) -> Iterator[Told]:
-        source.refuse(error)
-        arrival.begun = {channel: begun for channel, begun in arrival.begun.items() if begun is not source}
-        yield from self._tell(source, error.reason, str(error))
-
-    def _tell(self, source: Source, reason: str, detail: str) -> Iterator[Told]:
-        if reason not in source.reported:
-            source.reported.add(reason)
-            yield Problem(reason, detail, source.placed.part.slide if source.placed else None, source.file_id)
-
-    def _removed(self, path: str) -> Iterator[Told]:
+    def _removed(self, path: str, now: float) -> Iterator[Told]:
         self._waiting.discard(path)
         self._unsettled.discard(path)
+        self._misnumbered.discard(path)
         source = self._sources.pop(path, None)
         if source is None or source.placed is None or source.reading is Reading.DONE:
             return
         source.reading = Reading.GONE
-        yield from self._tell(source, "vanished", "the file was removed before it was complete")
+        yield from self._pump.tell(source, "vanished", "the file was removed before it was complete")
         if not self._roster.is_finished(source.placed.part):
             yield from self._roster.lost(source.placed.part)
+            yield from self._pump.drain(self._roster.arrival(source.placed.part, now), now)  # a copy may serve

@@ -37,7 +37,7 @@ from models.profile import LoadedProfile
 
 OfSlide = TypeVar("OfSlide", SlidePosterior, SlideFinal)
 OfPatient = TypeVar("OfPatient", PatientPosterior, PatientFinal)
-LOOK_AT = {"stalled", "truncated", "missing_channel", "vanished", "rewritten", "unknown_name"}
+LOOK_AT = {"stalled", "truncated", "missing_channel", "vanished", "rewritten", "unknown_name", "not_readable"}
 """Problems that time or a person may mend: severity `warning`; everything else is an `error`."""
 
 

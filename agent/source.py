@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -42,6 +43,9 @@ class Source:
         """Pixels decoded so far, all planes."""
         self._parser: Parser | None = None
         self._settled_tried = False
+        self._retry_at = -math.inf
+        self.trouble = ""
+        """Why the last visit could not open or read the file; empty when it could."""
 
     def read(
         self, now: float, open_parser: OpenParser, limits: Limits, *, settle_s: float, budget: int, header_only: bool
@@ -51,6 +55,7 @@ class Source:
         Raises FormatError (once, the file is REFUSED from then on) and OSError (try again later).
         """
         with self.tail.visit(now) as (change, window):
+            self.trouble = ""
             if window is None:
                 self.reading = Reading.GONE
                 return change, []
@@ -76,7 +81,11 @@ class Source:
         """Seconds until the file counts as settled; None when that would change nothing."""
         if self.reading is not Reading.GROWING or self._settled_tried:
             return None
-        return max(0.0, settle_s - self.tail.quiet_s(now))
+        return max(0.0, settle_s - self.tail.quiet_s(now), self._retry_at - now)
+
+    def retry_after(self, moment: float, trouble: str) -> None:
+        """The file could not be opened: look again then, even when nothing announces a change."""
+        self._retry_at, self.trouble = moment, trouble
 
     def restart(self, *, at_once: bool = True) -> None:
         """Forget what was read of a usable file: the next visit begins at its first byte.

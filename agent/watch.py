@@ -20,8 +20,8 @@ from watchdog.events import DirCreatedEvent, DirMovedEvent, FileSystemEvent, Fil
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-Stamp = tuple[int, int, int]
-"""(inode, size, mtime in ns): what a scan compares."""
+Stamp = tuple[int, int, int, int]
+"""(inode, size, mtime and ctime in ns): what a scan compares. A mended permission shows in ctime only."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ncpfs", "afs", "ceph", "glusterfs", "virtiofs"}
 MAX_HINTS = 65_536
 """Paths remembered from events; beyond it a scan looks at everything instead."""
@@ -58,6 +58,10 @@ def file_system_of(path: Path, mounts: str | None = None) -> str:
 def is_network(kind: str) -> bool:
     """Whether a file system may be written by another host without an event here."""
     return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse")
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Hints(FileSystemEventHandler):
@@ -181,7 +185,7 @@ class Watch:
             status = (self.folder / path).stat(follow_symlinks=self._follow)
         except OSError:
             return False
-        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        stamp = _stamp(status)
         if not stat.S_ISREG(status.st_mode) or self._known.get(path) == stamp:
             return False
         self._known[path] = stamp
@@ -209,7 +213,7 @@ class Watch:
                         yield from self._walk(entry.path, f"{prefix}{entry.name}/")
                     elif entry.is_file(follow_symlinks=self._follow):
                         status = entry.stat(follow_symlinks=self._follow)
-                        yield f"{prefix}{entry.name}", (status.st_ino, status.st_size, status.st_mtime_ns)
+                        yield f"{prefix}{entry.name}", _stamp(status)
                 except FileNotFoundError:
                     continue  # vanished between listing and looking
                 except PermissionError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -323,3 +325,37 @@ def test_patches_of_an_ended_patient_are_not_lost(folder: Folder) -> None:
     (outcome,) = folder.outcomes().values()
     assert outcome.state is State.COMPLETE and outcome.posterior.counts.seen == len(files)
     assert [type(closed) for closed in folder.closed[2:]] == [SlideClosed, PatientClosed]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder that everybody may enter, while the test runs without root's power over permissions."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o777)
+        was = os.geteuid()
+        os.seteuid(65534 if was == 0 else was)
+        try:
+            yield root
+        finally:
+            os.seteuid(was)
+
+
+def test_a_file_without_permission_is_told_once_and_read_when_it_can_be(unprivileged: Path) -> None:
+    """Permission denied: one problem, no spinning; after chmod the slide goes on."""
+    folder = Folder(unprivileged)
+    files = list(slide_files("strips-b", "1").items())
+    for name, content in files[1:]:
+        folder.put(name, content)
+    name, content = files[0]
+    path = unprivileged / name
+    path.write_bytes(content)
+    path.chmod(0)
+    for _ in range(3):
+        folder.turn(str(name))
+    assert folder.reasons() == {"not_readable": 1}
+    folder.turn(seconds=1.5)
+    assert 4 < folder.reader.wait_s(folder.now) <= 5
+    path.chmod(0o600)
+    folder.turn(seconds=5)
+    assert folder.outcomes()[SLIDE].state is State.COMPLETE

@@ -1,0 +1,126 @@
+"""The bytes of one part's files → chunks → network inputs, and what is wrong with them.
+
+It knows how the channels of a part belong together; which files there are, and when to look, is the reader's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.arrivals import Arrival
+from agent.errors import FormatError
+from agent.formats import Event, Header, Limits, Region
+from agent.intake import Problem, Told
+from agent.roster import Roster
+from agent.source import OpenParser, Reading, Source
+from agent.tail import Change
+from models.contract import Assembler, Chunk, ShapeError
+
+RETRY_S = 5.0
+"""A file that cannot be opened is tried again after this, seconds."""
+
+
+class Pump:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        assembler: Assembler,
+        roster: Roster,
+        open_parser: OpenParser,
+        *,
+        limits: Limits,
+        settle_s: float,
+        slice_bytes: int,
+    ) -> None:
+        self._assembler = assembler
+        self._roster = roster
+        self._open_parser = open_parser
+        self._limits = limits
+        self._settle_s = settle_s
+        self._slice = slice_bytes
+
+    def drain(self, arrival: Arrival, now: float) -> Iterator[Told]:
+        """Read the part's files in turns until they give nothing more."""
+        progress = True
+        while progress:
+            progress = False
+            for source in arrival.active():
+                before = source.reading
+                try:
+                    change, events = self.look(source, now, header_only=not arrival.paired)
+                except FormatError as error:
+                    yield from self._refuse(arrival, source, error)
+                    progress = True
+                    continue
+                if source.trouble:
+                    yield from self.tell(source, "not_readable", f"{source.trouble}; it is tried again")
+                if change is not Change.SAME:
+                    yield from self._roster.receive(arrival.part, now)
+                if change is Change.REWRITTEN:
+                    yield from self.tell(source, "rewritten", "the file was replaced or cut; it is read again")
+                for event in events:
+                    yield from self._take(arrival, source, event)
+                progress |= bool(events) or source.reading is not before
+        if arrival.complete:
+            yield from self._roster.part_done(arrival.part, now)
+
+    def look(self, source: Source, now: float, *, header_only: bool) -> tuple[Change, list[Event]]:
+        """One visit to a file. Raises FormatError; a file that cannot be opened now is tried again later."""
+        try:
+            return source.read(
+                now,
+                self._open_parser,
+                self._limits,
+                settle_s=self._settle_s,
+                budget=self._slice,
+                header_only=header_only,
+            )
+        except OSError as error:
+            # A share that hiccups, missing permission, a file cut while it was read: in a while it may be better.
+            source.retry_after(now + RETRY_S, error.strerror or str(error))
+            return Change.SAME, []
+
+    def _take(self, arrival: Arrival, source: Source, event: Event) -> Iterator[Told]:
+        if isinstance(event, Header):
+            yield from self.begin(arrival, source, event)
+        elif isinstance(event, Region) and source.reading is not Reading.REFUSED:
+            channel = arrival.channels_of(source)[event.plane]
+            for item in self._assembler.add(Chunk(arrival.part, channel, event.y, event.x, event.pixels)):
+                if self._roster.count(item.key):
+                    yield item
+
+    def begin(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
+        """Tell the assembler a file's shape. Where the channels disagree, CH2's shape rules, in whatever order."""
+        channels = arrival.channels_of(source)
+        if header.planes != len(channels):
+            error = FormatError("wrong_shape", f"{header.planes} planes where the name promises {len(channels)}")
+            yield from self._refuse(arrival, source, error)
+            return
+        rival = arrival.begun.get(1) if channels == (0,) and 0 not in arrival.begun else None
+        if rival is not None and rival.header is not None:
+            self._assembler.forget(arrival.part)
+            del arrival.begun[1]
+        yield from self._shape(arrival, source, header)
+        if rival is not None and rival.header is not None:
+            yield from self._shape(arrival, rival, rival.header)
+
+    def _shape(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
+        try:
+            for channel in arrival.channels_of(source):
+                expected = self._assembler.begin(arrival.part, channel, header.height, header.width)
+                arrival.begun[channel] = source
+                yield from self._roster.expect(arrival.part, expected)
+        except ShapeError as error:
+            yield from self._refuse(arrival, source, FormatError("wrong_shape", str(error)))
+
+    def _refuse(self, arrival: Arrival, source: Source, error: FormatError) -> Iterator[Told]:
+        source.refuse(error)
+        arrival.begun = {channel: begun for channel, begun in arrival.begun.items() if begun is not source}
+        yield from self.tell(source, error.reason, str(error))
+
+    def tell(self, source: Source, reason: str, detail: str) -> Iterator[Told]:
+        """A problem of a file, once for each content."""
+        if reason not in source.reported:
+            source.reported.add(reason)
+            yield Problem(reason, detail, source.placed.part.slide if source.placed else None, source.file_id)
