@@ -16,13 +16,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from agent.engine import BACKENDS, built_engines, find_backend, load_built
 from agent.engine.backend import PRECISIONS, Backend
 from agent.engine.build import PARITY_PATCHES, Plan, build_engine, golden_digest
 from agent.engine.gates import GateFailedError
 from agent.engine.manifest import Manifest, verify
+from agent.engine.table import engine_table
 from agent.errors import AgentError, EngineError, ProfileError, SettingsError
 from models.profile import LoadedProfile, ProfileInvalid, load_profile
 from models.registry import MODALITIES
@@ -129,7 +129,7 @@ def _build(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
     )
     folder, manifest, passed_over = _first_that_passes(plan, _usable_precisions(backend, args.precision), args.json)
     if not args.json:
-        Console().print(_table([(folder, manifest, "usable")]))
+        Console().print(engine_table([(folder, manifest, "usable")]))
     return {"engine": str(folder), "manifest": manifest.model_dump(mode="json"), "passed_over": passed_over}
 
 
@@ -190,7 +190,7 @@ def _report(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
         rows.append((folder, manifest, state))
     if not args.json:
         Console().print(
-            _table(rows) if rows else f"nothing built; run: python -m agent.build_trt --profile {args.profile}"
+            engine_table(rows) if rows else f"nothing built; run: python -m agent.build_trt --profile {args.profile}"
         )
     return {
         "engines": [
@@ -236,30 +236,6 @@ def _progress(title: str, *, quiet: bool) -> Iterator[Any]:
 
         yield announce
         finish()
-
-
-def _table(rows: Sequence[tuple[Path, Manifest | None, str]]) -> Table:
-    table = Table(title="Built engines, newest first", caption="Δp: probability minus that of eager fp32")
-    table.add_column("")
-    for folder, _, _ in rows:
-        table.add_column(folder.name, overflow="fold")
-    cells = [_cells(manifest, state) for _, manifest, state in rows]
-    for label in cells[0]:
-        table.add_row(label, *(column[label] for column in cells))
-    return table
-
-
-def _cells(manifest: Manifest | None, state: str) -> dict[str, str]:
-    built = manifest.built_at[:16].replace("T", " ") + " UTC" if manifest else "–"
-    labels = ("golden pair, max |Δp|", "patches, max |Δp|", "patches, mean |Δp|", "same class", "patches/s", "eager")
-    figures = manifest.figures if manifest else None
-    values = ["–"] * len(labels)
-    if figures:
-        ties = f", {figures.ties} ties" if figures.ties else ""
-        values = [f"{value:.2g}" for value in (figures.golden_max_dp, figures.max_dp, figures.mean_dp)]
-        values.append(f"{figures.argmax_agreement:.1%} of {figures.patches}{ties}")
-        values += [f"{figures.patches_per_s:.0f} ({figures.threads} threads)", f"{figures.eager_patches_per_s:.0f}"]
-    return {"state": state, "built": built, **dict(zip(labels, values, strict=True))}
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class Reader:
         """Paths that cannot be placed before another file has come."""
         self._unsettled: set[str] = set()
         """Paths that may give more once they count as settled."""
+        self._folder_missing = False
         self._misnumbered: set[str] = set()
         """Paths whose counter contradicts their slide's and that have been told."""
         self._roster = Roster(assembler, patience, counted, finished)
@@ -71,6 +72,9 @@ class Reader:
     def poll(self, now: float) -> Iterator[Told]:
         """Everything that became known since the last poll, to the end; then what silence says."""
         changes = self._folder.poll(now)
+        if changes.unavailable and not self._folder_missing:
+            yield Problem("folder_unavailable", f"the watched folder cannot be read: {changes.unavailable}")
+        self._folder_missing = changes.unavailable is not None
         due = [path for path in self._unsettled if self._settles(path, now) == 0]
         for path in sorted({*changes.touched, *due, *(self._waiting if changes.touched else ())}, key=natural):
             yield from self._visit(path, now)

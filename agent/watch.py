@@ -36,6 +36,8 @@ class Changes:
     removed: list[str] = field(default_factory=list)
     scan_only: int = 0
     """How many of the touched ones no event had announced (0 where there are no events)."""
+    unavailable: str | None = None
+    """Why the folder itself could not be read; None when it could."""
 
 
 def file_system_of(path: Path, mounts: str | None = None) -> str:
@@ -113,6 +115,9 @@ class Watch:
         self._observer: BaseObserver | None = None
         self._next_scan = float("-inf")
         self._scanned_once = False
+        self._told_no_events = False
+        self._root: tuple[int, int] | None = None
+        """Device and inode of the folder at the last scan."""
         self._log = structlog.get_logger("watch")
 
     def start(self) -> None:
@@ -129,9 +134,11 @@ class Watch:
             observer.start()
         except OSError as error:
             # No inotify watches left, or no such folder yet: the scan carries on alone and start is tried again.
-            self._log.warning("no_events", detail=str(error))
+            if not self._told_no_events:
+                self._log.warning("no_events", detail=error.strerror)
+            self._told_no_events = True
             return
-        self._observer = observer
+        self._observer, self._told_no_events = observer, False
         self._log.info("watching", by="events and scan", file_system=file_system_of(self.folder))
 
     def stop(self) -> None:
@@ -153,12 +160,12 @@ class Watch:
             removed = [path for path in hinted if path in self._known and not (self.folder / path).exists()]
             for path in removed:
                 del self._known[path]
-            return Changes(sorted(touched), sorted(removed))
+            return Changes(sorted(touched), sorted(removed), unavailable=self.unavailable)
         self._supervise()
         found = self._scan()
         self._next_scan = now + self._interval_s
         if found is None:
-            return Changes(sorted(touched))
+            return Changes(sorted(touched), unavailable=self.unavailable)
         found_by_scan = {path for path, stamp in found.items() if self._known.get(path) != stamp}
         removed = [path for path in self._known if path not in found]
         self._known = found
@@ -193,15 +200,17 @@ class Watch:
 
     def _scan(self) -> dict[str, Stamp] | None:
         try:
+            status = self.folder.stat()
             found = dict(self._walk(str(self.folder), ""))
         except OSError as error:
             # Not "everything was removed": an unmounted share says nothing about its files.
-            if self.unavailable is None:
-                self._log.error("folder_unavailable", detail=str(error.strerror))
-            self.unavailable = str(error.strerror)
+            self.unavailable = error.strerror or str(error)
             return None
-        if self.unavailable is not None:
-            self._log.info("folder_available")
+        if self._root not in (None, (status.st_dev, status.st_ino)):
+            self._log.warning("folder_replaced", detail="another folder has this name now; events start again")
+            self.stop()
+            self.start()
+        self._root = (status.st_dev, status.st_ino)
         self.unavailable = None
         return found
 
