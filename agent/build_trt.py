@@ -23,9 +23,9 @@ from agent.engine.build import PARITY_PATCHES, Plan, build_engine, golden_digest
 from agent.engine.gates import GateFailedError
 from agent.engine.manifest import Manifest, verify
 from agent.engine.table import engine_table
-from agent.errors import AgentError, EngineError, ProfileError, SettingsError
-from models.profile import LoadedProfile, ProfileInvalid, load_profile
-from models.registry import MODALITIES
+from agent.errors import AgentError, EngineError, SettingsError
+from agent.profile_folder import load_profile_folder
+from models.profile import LoadedProfile
 
 _LATER = ("tensorrt", "inductor")
 _AUTO = ("openvino",)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Errors are one line on stderr."""
     args = _parser().parse_args(argv)
     try:
-        profile = _load_profile(args.profile)
+        profile = load_profile_folder(args.profile)
         result = {"build": _build, "report": _report, "check": _check}[args.action](args, profile)
     except AgentError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -100,20 +100,6 @@ def _natural(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError("must not be negative")
     return value
-
-
-def _load_profile(folder: Path) -> LoadedProfile:
-    try:
-        profile = load_profile(lambda name: (folder / name).read_bytes())
-        modality = MODALITIES.get(profile.spec.modality)
-        if modality is None:
-            raise ProfileInvalid(f"modality {profile.spec.modality!r} is not one of {', '.join(MODALITIES)}")
-        modality.check(profile.spec)
-    except OSError as error:
-        raise ProfileError(f"cannot read the profile: {error.filename}: {error.strerror}") from error
-    except ValueError as error:
-        raise ProfileError(f"profile {folder}: {error}") from error
-    return profile
 
 
 def _build(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:

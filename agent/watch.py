@@ -229,11 +229,16 @@ class Watch:
                     self._log.warning("not_permitted", detail=str(error.strerror))
 
     def _supervise(self) -> None:
-        """Start listening again when watchdog's thread has died or could not start."""
-        if not self._events or (self._observer is not None and self._observer.is_alive()):
+        """Start listening again when one of watchdog's threads has died or could not start."""
+        if not self._events or self._listens():
             return
         if self._observer is not None:
             self._log.warning("events_lost", detail="the event thread died; it is started again")
-            self._observer = None
+            self.stop()
         if self._scanned_once:
             self.start()
+
+    def _listens(self) -> bool:
+        """Whether events can come. The observer outlives its emitter, which ends when the folder is deleted."""
+        observer = self._observer
+        return observer is not None and observer.is_alive() and all(e.is_alive() for e in observer.emitters)

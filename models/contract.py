@@ -107,7 +107,8 @@ class Modality:
     channels: tuple[str, ...]
     make_assembler: Callable[[Profile], Assembler]
     build_network: Callable[[Profile], Any]
-    """Returns an untrained torch.nn.Module that takes float32 network input; imports torch when called."""
+    """Returns an untrained torch.nn.Module that takes float32 network input; imports torch when called. It has
+    `emits` ("logits" or "probabilities") and `load_weights` (a profile's tensors by published key)."""
     to_network_input: Callable[[Profile, NDArray[np.uint16]], NDArray[np.float32]]
     """Raw uint16 batch to float32 network input, on the host (scaling, third channel, clamping)."""
     check: Callable[[Profile], None]

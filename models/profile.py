@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 MANIFEST = "profile.yaml"
@@ -145,9 +146,11 @@ def load_profile(read: Callable[[str], bytes]) -> LoadedProfile:
         found = hashlib.sha256(contents[name]).hexdigest()
         if found != expected:
             raise ProfileInvalid(f"{name} has sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…")
-    golden = load_safetensors(contents[GOLDEN])
     try:
+        golden = load_safetensors(contents[GOLDEN])
         inputs, outputs = golden["inputs"], golden["outputs"]
+    except SafetensorError as error:
+        raise ProfileInvalid(f"{GOLDEN} is not safetensors: {error}") from error
     except KeyError as error:
         raise ProfileInvalid(f"{GOLDEN} lacks the tensor {error}") from error
     if inputs.dtype != np.uint16 or len(inputs) == 0 or outputs.shape != (len(inputs), len(spec.classes)):
