@@ -47,8 +47,8 @@ bench: $(VENV)/.dev  ## latencies and rates of this machine
 phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)
 	$(BIN)/python -m train phantom-profile --out configs/profiles/phantom $(ARGS)
 
-evaluate-phantom: $(VENV)/.dev  ## 40 unseen phantom slides through the shipped profile
-	$(BIN)/python -m train evaluate-phantom --profile configs/profiles/phantom --slides 40 $(ARGS)
+evaluate-phantom: $(VENV)/.dev  ## 40 unseen phantom slides; fails below 38 right
+	$(BIN)/python -m train evaluate-phantom --profile configs/profiles/phantom --slides 40 --at-least 38 $(ARGS)
 
 system-packages:  ## Debian packages that the tests use as real counterparts (needs root)
 	apt-get update -qq

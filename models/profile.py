@@ -94,6 +94,9 @@ class Profile(Frozen):
         missing = {WEIGHTS, GOLDEN} - set(self.files)
         if missing:
             raise ValueError(f"files must list the sha256 of {', '.join(sorted(missing))}")
+        strange = [name for name in self.files if "/" in name or name.startswith(".") or name == MANIFEST]
+        if strange:
+            raise ValueError(f"files must be plain names beside {MANIFEST}, not {', '.join(strange)}")
         columns = {len(row) for row in self.calibration.weights}
         if columns and columns != {len(self.classes)}:
             raise ValueError(f"calibration has {columns.pop()} columns for {len(self.classes)} classes")
