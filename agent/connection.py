@@ -134,6 +134,11 @@ class Connection:
         try:
             self._client.connect(settings.host, settings.port, keepalive=settings.keepalive_s)
             reached = True
+            sock = self._client.socket()
+            if isinstance(sock, socket.socket):
+                # A posterior is several small writes: held back until the broker acknowledges the one before, each
+                # would wait for the 40 ms by which a receiver may delay that.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._drive(stopping, is_clean)
         except _NETWORK_ERRORS as error:
             self._reason = str(error) or type(error).__name__

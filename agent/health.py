@@ -40,7 +40,7 @@ class Pulse:
         """Whether every room came round within `limit_s`, or stands before a full hand-over."""
         now = time.monotonic()
         late = [room for room, last in self._last.items() if now - last > limit_s]
-        return all(len(self._full[room]) >= self._full[room].capacity for room in late if room in self._full)
+        return all(room in self._full and len(self._full[room]) >= self._full[room].capacity for room in late)
 
 
 @dataclass

@@ -1,149 +1,203 @@
-"""Finished files on disk → posterior: the agent's own code path beside the published way, in one run.
+"""Throughput from finished files on disk to a posterior: the agent beside the published way, in one run.
 
-Every variant runs in a process of its own (`python -m tests.bench.pipeline`), so that thread pools and allocators
-do not meet, and the variants take turns, so that a busy moment of the machine hits all of them.
+The variants take turns, so that a busy moment of a shared machine hits all of them; ratios are what to look at.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import tifffile
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agent.engine import Engine, choose
-from agent.engine.backend import thread_count
-from agent.engine.eager import import_torch, load_network
-from agent.imager import Layout, plan
+from agent.imager import Pixels, PlannedFile, plan
 from agent.profile_folder import load_profile_folder
-from agent.reducer import Reducer
-from agent.score import Scorer, finished_folders
-from models.calibration import calibrate
-from models.contract import Prediction
-from models.posterior import FRACTION_BITS
 from models.profile import LoadedProfile
-from models.registry import MODALITIES
+from models.srh.config import srh_input
+from models.srh.gate import judge
 from models.srh.phantom import PhantomSlide, strip
 from tests.bench.figures import Outcome, Spread
-from tests.bench.machine import MACHINE_PRECISIONS, gflop_per_patch, peak_gflops
-from tests.bench.naive import BATCH, published_way
+from tests.bench.variants import PATCHES, PEAK, STRIPS, VARIANTS, Run
 from tests.system.processes import ROOT
 
 SLIDE = PhantomSlide(41_002, 2, 6000)
 REPETITIONS = 3
 LIMIT_S = 600.0
-STRIPS, PATCHES = "strips", "patches"
-"""The two folders with the same slide: DICOM scan strips, and one TIFF per patch."""
-
-Probabilities = dict[str, list[float]]
-"""Calibrated probabilities by patch, named `x_y` as in the mosaic."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way from files to a posterior."""
-
-    title: str
-    backend: str
-    """`naive`, or a backend of the agent."""
-    folder: str
-
-
-VARIANTS = {
-    "naive": Variant(f"published way: patch TIFFs, batch {BATCH}, eager fp32", "naive", PATCHES),
-    "eager-patches": Variant("agent, eager: patch TIFFs", "eager", PATCHES),
-    "eager-strips": Variant("agent, eager: DICOM scan strips", "eager", STRIPS),
-    "openvino-patches": Variant("agent, openvino: patch TIFFs", "openvino", PATCHES),
-    "openvino-strips": Variant("agent, openvino: DICOM scan strips", "openvino", STRIPS),
-}
+PUBLISHED = "naive"
+COLUMNS = (
+    "(precision, batch)",
+    "patches/s",
+    "× published",
+    "CPU ms",
+    "network alone",
+    "share of it",
+    "of peak",
+    "host ms",
+    "max |Δp|",
+)
+CAPTION = (
+    "Median (range). Files lie in the page cache; loading the network is not part of it. CPU ms: processor time per "
+    "patch, all threads. Network alone: the same batches from memory. Of peak: arithmetic of the network alone over "
+    "a plain matrix product of that precision. Host ms: work per patch outside the engine, one core. "
+    "|Δp|: calibrated probability against the published way."
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one process measured."""
+class Peak:
+    """The machine's arithmetic and what a patch asks of it."""
 
-    patches: int
-    """Patches that went through the network; rejected ones are read by the agent but not counted."""
-    total_s: float
-    engine_s: float
-    """Time inside the engine, scaling included; 0 for the published way."""
-    engine_rate: float
-    """Patches/s of the engine alone on the same patches in memory, right afterwards; 0 for the published way."""
-    scaling_ms: float
-    """Counts → network input on the host, per patch (inside engine_s)."""
-    precision: str
-    batch: int
-    answers: Probabilities
+    gflop_per_patch: float
+    gflops: dict[str, Spread]
+    """By precision."""
 
-    @property
-    def rate(self) -> float:
-        """Patches per second from files to posterior."""
-        return self.patches / self.total_s
-
-    @property
-    def host_ms(self) -> float:
-        """Work per patch outside the engine: reading, cutting, gate, counting."""
-        return 1e3 * (self.total_s - self.engine_s) / self.patches
+    def ideal_rate(self, precision: str) -> float | None:
+        """Patches/s if nothing but arithmetic took time; None where the peak was not measured."""
+        spread = self.gflops.get(precision)
+        return None if spread is None else spread.median / self.gflop_per_patch
 
 
-class TimedEngine:
-    """An engine (agent.engine.Engine) that keeps its inputs and adds up the time spent in it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.name, self.precision, self.batch_size = engine.name, engine.precision, engine.batch_size
-        self.seconds = 0.0
-        self.inputs: list[NDArray[np.uint16]] = []
-        self._engine = engine
-
-    def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
-        """See Engine.predict."""
-        self.inputs.append(x_BCHW)
-        started = time.perf_counter()
-        prediction = self._engine.predict(x_BCHW)
-        self.seconds += time.perf_counter() - started
-        return prediction
-
-    def close(self) -> None:
-        """See Engine.close."""
-        self._engine.close()
-
-
-def run_agent(folder: Path, profile_dir: Path, backend: str) -> Run:
-    """Score a folder with the agent's own code, then time its engine alone on the same batches."""
-    profile = load_profile_folder(profile_dir)
-    engine = choose(profile_dir, profile, (backend,), 0).engine
-    timed = TimedEngine(engine)
-    started = time.perf_counter()
-    scorer = Scorer(profile, Reducer(timed, profile.spec))
-    for finished in finished_folders([folder]):
-        for _ in scorer.score(finished):
-            pass
-    posterior = [scorer.reducer.of_slide(key) for key in scorer.reducer.slides]
-    total_s = time.perf_counter() - started
-    used = [row for row in scorer.patches if row.values is not None]
-    assert len(posterior) == 1 and posterior[0].counts.used == len(used), scorer.problems
-    started = time.perf_counter()
-    for x_BCHW in timed.inputs:
-        engine.predict(x_BCHW)
-    engine_rate = len(used) / (time.perf_counter() - started)
-    answers = {
-        f"{_mosaic_x(row.key.strip, row.key.x, profile)}_{row.key.y}": [v / (1 << FRACTION_BITS) for v in row.values]
-        for row in used
-        if row.values is not None
+def measure(profile: Path, console: Console, repetitions: int = REPETITIONS, source: PhantomSlide = SLIDE) -> Outcome:
+    """Write one slide in both layouts and let every variant read it `repetitions` times."""
+    names = [PEAK, *VARIANTS]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="bench-pipeline-") as folder:
+        console.print(f"pipeline: writing {source.strips} strips of {source.height_px} rows", style="dim")
+        strips = [strip(source, index) for index in range(source.strips)]
+        write_strips(Path(folder) / STRIPS, strips)
+        write_patches(Path(folder) / PATCHES, strips, load_profile_folder(profile))
+        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("pipeline: runs", total=repetitions * len(names))
+            for _ in range(repetitions):
+                for name in names:
+                    found[name].append(_in_a_process(name, Path(folder), profile))
+                    bar.advance(task)
+    peak_runs = found.pop(PEAK)
+    peaks = {
+        precision: Spread.of([run[precision] for run in peak_runs])
+        for precision in peak_runs[0]
+        if precision != "gflop_per_patch"
     }
-    scaling_ms = _scaling_ms(profile, timed.inputs)
-    engine.close()
-    return Run(
-        len(used), total_s, timed.seconds, engine_rate, scaling_ms, engine.precision, engine.batch_size, answers
+    runs = {name: [Run(**run) for run in these] for name, these in found.items()}
+    return outcome(runs, Peak(peak_runs[0]["gflop_per_patch"], peaks))
+
+
+def write_strips(folder: Path, strips: Sequence[Pixels]) -> None:
+    """A slide as DICOM scan strips; `strips` are uint16 [2, H, 1000]."""
+    for file in plan(strips, "strips-b", "BENCH", "1"):
+        _write(folder, file)
+
+
+def write_patches(folder: Path, strips: Sequence[Pixels], profile: LoadedProfile) -> None:
+    """A slide as one TIFF for each patch that passes the tissue gate.
+
+    A published data set lists such patches only, so that both ways have the same patches to run.
+    """
+    gate = srh_input(profile.spec).gate
+    for file in plan(strips, "opensrh", "BENCH", "1"):
+        if judge(tifffile.imread(io.BytesIO(file.content)), gate) is None:
+            _write(folder, file)
+
+
+def _write(folder: Path, file: PlannedFile) -> None:
+    path = folder / file.relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(file.content)
+
+
+def _in_a_process(name: str, folder: Path, profile: Path) -> dict[str, Any]:
+    environment = VARIANTS[name].environment if name in VARIANTS else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.variants", name, str(folder), str(profile)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=LIMIT_S,
+        check=False,
     )
+    if done.returncode:
+        raise RuntimeError(f"{name}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def outcome(runs: dict[str, list[Run]], peak: Peak) -> Outcome:
+    """The table and figures of all runs, by variant."""
+    patches = runs[PUBLISHED][0].patches
+    title = f"Files → posterior: one slide, {patches} patches, {peak.gflop_per_patch:.2f} GFLOP each"
+    table = Table(*COLUMNS, title=title, caption=CAPTION, title_justify="left", caption_justify="left")
+    rows = {name: _row(name, these, runs[PUBLISHED], peak) for name, these in runs.items()}
+    for name, row in rows.items():
+        table.add_row(*_cells(name, runs[name][0], row))
+    limits = Table("precision", "peak, GFLOP/s", "ideal patches/s", title="Physical limit", title_justify="left")
+    for precision, gflops in peak.gflops.items():
+        limits.add_row(precision, gflops.text(0), f"{peak.ideal_rate(precision):.0f}")
+    figures = {
+        "patches": patches,
+        "gflop_per_patch": peak.gflop_per_patch,
+        "peak_gflops": {name: asdict(spread) for name, spread in peak.gflops.items()},
+        "variants": rows,
+    }
+    return Outcome("pipeline", [table, limits], figures)
+
+
+def _row(name: str, runs: Sequence[Run], published: Sequence[Run], peak: Peak) -> dict[str, Any]:
+    first = runs[0]
+    engine = Spread.of([run.engine_rate for run in runs])
+    ideal = peak.ideal_rate(first.precision)
+    hosts = [run.host_ms for run in runs if run.host_ms is not None]
+    scalings = [run.scaling_ms for run in runs if run.scaling_ms is not None]
+    return {
+        "title": VARIANTS[name].title,
+        "precision": first.precision,
+        "batch": first.batch,
+        "patches_per_s": asdict(Spread.of([run.rate for run in runs])),
+        "times_published": asdict(Spread.of([a.rate / b.rate for a, b in zip(runs, published, strict=True)])),
+        "cpu_ms": asdict(Spread.of([run.cpu_ms for run in runs])),
+        "engine_patches_per_s": asdict(engine),
+        "share_of_engine": asdict(Spread.of([run.rate / run.engine_rate for run in runs])),
+        "share_of_peak": None if ideal is None else engine.median / ideal,
+        "host_ms": asdict(Spread.of(hosts)) if hosts else None,
+        "scaling_ms": asdict(Spread.of(scalings)) if scalings else None,
+        "max_dp": max_difference(first.answers, published[0].answers),
+    }
+
+
+def max_difference(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:
+    """The largest difference of a probability; raises ValueError when the patches are not the same ones."""
+    if one.keys() != other.keys():
+        raise ValueError(f"{len(one.keys() ^ other.keys())} patches are in one of the two only")
+    return max(float(np.abs(np.subtract(one[place], other[place])).max()) for place in one)
+
+
+def _cells(name: str, first: Run, row: dict[str, Any]) -> list[str]:
+    def text(key: str, digits: int = 2) -> str:
+        return "–" if row[key] is None else Spread(**row[key]).text(digits)
+
+    title = f"{row['title']} ({first.precision}, {first.batch})"
+    share, peak = Spread(**row["share_of_engine"]).median, row["share_of_peak"]
+    return [
+        title,
+        text("patches_per_s", 0),
+        "1" if name == PUBLISHED else text("times_published", 1),
+        text("cpu_ms", 1),
+        text("engine_patches_per_s", 0),
+        f"{share:.0%}",
+        "–" if peak is None else f"{peak:.0%}",
+        text("host_ms"),
+        "–" if name == PUBLISHED else f"{row['max_dp']:.1g}",
+    ]

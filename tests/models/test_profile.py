@@ -126,6 +126,9 @@ def test_every_listed_file_is_checked() -> None:
         ({"intended_use": None}, "intended_use: Field required"),
         ({"files": {WEIGHTS: "0"}}, f"files must list the sha256 of {GOLDEN}"),
         ({"files": {}}, f"files must list the sha256 of {GOLDEN}, {WEIGHTS}"),
+        ({"files": {WEIGHTS: "0", GOLDEN: "0", "../weights": "0"}}, "plain names"),
+        ({"files": {WEIGHTS: "0", GOLDEN: "0", ".hidden": "0"}}, "plain names"),
+        ({"files": {WEIGHTS: "0", GOLDEN: "0", MANIFEST: "0"}}, "plain names"),
         ({"minimum_patches": -1}, "minimum_patches"),
     ],
 )
@@ -219,7 +222,7 @@ def test_the_records_are_frozen() -> None:
     """Nobody changes a profile after it was verified."""
     spec = parse_profile(yaml.safe_dump(document()))
     with pytest.raises(ValueError, match="frozen"):
-        spec.minimum_patches = 0
+        spec.minimum_patches = 0  # type: ignore[misc]
 
 
 def test_the_phantom_profile_is_whole() -> None:

@@ -1,0 +1,491 @@
+"""Promises of the ENGINE room: worker, reducer and reporter together, with an engine that answers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from agent.acquisition import State
+from agent.batching import Batch, Timed
+from agent.engine import Engine
+from agent.errors import EngineError, FormatError
+from agent.handover import CancelToken, Handover
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed
+from agent.ledger import CountedPatch, FinalRow, Record
+from agent.messages import EngineRef
+from agent.reducer import Reducer
+from agent.reporter import LOOK_AT, Reporter, Speaker
+from agent.topics import Topics
+from agent.worker import KEPT_PATIENTS, Work, Worker
+from models.contract import ModelInput, PatchKey, Prediction, SlideKey
+from models.profile import LoadedProfile
+from tests.fakes import FakeEngine, fake_profile
+
+SLIDE = SlideKey("P", "S")
+PROFILE = LoadedProfile(
+    fake_profile(), "ab" * 32, b"", np.zeros((1, 2, 300, 300), np.uint16), np.zeros((1, 4), np.float32)
+)
+ALWAYS_S = 0.0
+NEVER_S = 1e9
+
+
+class Clock:
+    """Seconds that pass only when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Now."""
+        return self.now
+
+
+class EngineRoom:
+    """A worker between two hand-overs; `work` runs it to the end of what it is given."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine | None = None,
+        restored: Sequence[CountedPatch] = (),
+        finals: Sequence[FinalRow] = (),
+        interval_s: float = ALWAYS_S,
+    ) -> None:
+        self.clock = Clock()
+        self.beats = 0
+        self.engine = engine or FakeEngine()
+        self.reducer = Reducer(self.engine, PROFILE.spec, restored)
+        self.reducer.resume(finals)
+        speaker = Speaker(
+            "session",
+            Topics("srh/v1", "site", "scope"),
+            PROFILE,
+            EngineRef(name="fake", precision="fp32"),
+            lambda: datetime(2026, 1, 2, tzinfo=UTC),
+        )
+        self.reporter = Reporter(self.reducer, speaker, finals)
+        self._interval_s = interval_s
+        self._token = CancelToken()
+        self.records: list[Record] = []
+
+    def work(self, *works: Work) -> list[Record]:
+        """Take these in, as the worker's thread does, and return the records that came of them."""
+        inbox: Handover[Work] = Handover("work", len(works) + 1, self._token)
+        outbox: Handover[Record] = Handover("records", 10 * len(works) + 10, self._token)
+        for work in works:
+            inbox.put(work)
+        inbox.close()
+        worker = Worker(
+            inbox,
+            outbox,
+            self.reducer,
+            self.reporter,
+            PROFILE.sha256,
+            interval_s=self._interval_s,
+            beat=self._beat,
+            clock=self.clock,
+        )
+        worker.run()
+        records = []
+        while not outbox.ended:
+            record = outbox.get()
+            assert record is not None
+            records.append(record)
+        self.records += records
+        return records
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        """Payloads of one kind so far, in order."""
+        return [json.loads(m.payload) for record in self.records for m in record.messages if m.kind == kind]
+
+    def rows(self) -> list[CountedPatch]:
+        """Counted patches so far."""
+        return [row for record in self.records for row in record.patches]
+
+    def finals(self) -> list[FinalRow]:
+        """Finals so far."""
+        return [row for record in self.records for row in record.finals]
+
+    def _beat(self) -> None:
+        self.beats += 1
+
+
+def patch(number: int, slide: SlideKey = SLIDE) -> ModelInput:
+    """A patch of noise, the same for the same number."""
+    rng = np.random.default_rng(number)
+    key = PatchKey(slide.patient, slide.slide, 0, 300 * number, 0)
+    return ModelInput(key, rng.integers(0, 60_000, (2, 300, 300), np.uint16))
+
+
+def batch(
+    numbers: Iterable[int], rejected: Iterable[tuple[int, str]] = (), slide: SlideKey = SLIDE, seen_s: float = 99.0
+) -> Batch:
+    """Patches by number and rejections by number and reason."""
+    inputs = tuple(Timed(patch(number, slide), seen_s) for number in numbers)
+    return Batch(inputs, tuple((patch(number, slide).key, why) for number, why in rejected))
+
+
+def progress(state: State, done: int = 0, expected: int | None = 2, slide: SlideKey = SLIDE) -> Progress:
+    """Where the slide stands."""
+    return Progress(slide, state, done, expected, 99.0)
+
+
+def slow_posterior(numbers: Iterable[int]) -> NDArray[np.float64]:
+    """The mean of the patches' softmax probabilities, one patch at a time."""
+    engine = FakeEngine(batch_size=1)
+    rows = []
+    for number in sorted(set(numbers)):
+        logits = engine.predict(patch(number).pixels[np.newaxis])["logits"][0].astype(np.float64)
+        rows.append(np.exp(logits) / np.exp(logits).sum())
+    mean: NDArray[np.float64] = np.mean(rows, axis=0)
+    return mean
+
+
+# Posteriors
+
+
+def test_a_posterior_is_the_mean_of_its_patches() -> None:
+    """Batches of several sizes, with padding, give the mean of all patches' probabilities."""
+    room = EngineRoom()
+    room.work(batch(range(3)), batch(range(3, 10)), batch([10]))
+    (*_, last) = room.said("slide.posterior")
+    np.testing.assert_allclose(last["probabilities"], slow_posterior(range(11)), atol=1e-9)
+    assert last["counts"] == {"seen": 11, "used": 11, "rejected": {}}
+    assert last["predicted"] == PROFILE.spec.classes[int(np.argmax(last["probabilities"]))]
+    assert last["confidence"] == max(last["probabilities"])
+    assert last["low_tissue"] is True
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.permutations([*range(8), 0, 1, 7]), st.integers(1, 5))
+def test_order_repetition_and_batching_change_no_bit(numbers: list[int], size: int) -> None:
+    """Patches in any order, some twice, in batches of any size: the same bits, and each counted once."""
+    together, apart = EngineRoom(), EngineRoom(engine=FakeEngine(batch_size=size))
+    together.work(batch(range(8)))
+    apart.work(*(batch(numbers[start : start + size]) for start in range(0, len(numbers), size)))
+    assert together.reducer.of_slide(SLIDE) == apart.reducer.of_slide(SLIDE)
+    assert sorted(apart.rows()) == sorted(together.rows())
+    assert apart.reducer.total == together.reducer.total
+
+
+def test_rejected_patches_are_counted_with_their_reasons() -> None:
+    """Rejections reach the ledger, the counts and the heat map, and never a posterior."""
+    room = EngineRoom()
+    room.work(batch([0, 1], [(2, "empty"), (3, "blood"), (4, "empty")]))
+    (posterior,) = room.said("slide.posterior")
+    assert posterior["counts"] == {"seen": 5, "used": 2, "rejected": {"blood": 1, "empty": 2}}
+    np.testing.assert_allclose(posterior["probabilities"], slow_posterior([0, 1]), atol=1e-9)
+    (heat,) = room.said("slide.patches")
+    by_x = dict(zip(heat["x"], zip(heat["predicted"], heat["confidence"], strict=True), strict=True))
+    assert [by_x[300 * number] for number in (2, 3, 4)] == [(-1, 0)] * 3
+    assert all(index >= 0 and confidence > 63 for index, confidence in (by_x[0], by_x[300]))
+    assert {row.rejected for row in room.rows()} == {None, "empty", "blood"}
+
+
+def test_a_slide_of_rejections_has_no_answer() -> None:
+    """Nothing used: probabilities, interval, prediction and confidence are null, and the counts say why."""
+    room = EngineRoom()
+    room.work(batch([], [(0, "empty")]), SlideClosed(SLIDE))
+    (final,) = room.said("slide.final")
+    assert [final[key] for key in ("probabilities", "interval", "predicted", "confidence")] == [None] * 4
+    assert final["counts"] == {"seen": 1, "used": 0, "rejected": {"empty": 1}}
+    assert final["high_confidence"] is False
+
+
+def test_a_patient_is_all_slides_together() -> None:
+    """The patient's posterior weighs every patch of every slide the same."""
+    room = EngineRoom()
+    second = SlideKey("P", "S2")
+    room.work(batch(range(3)), batch(range(3, 8), slide=second), batch(range(2), slide=SlideKey("Q", "S")))
+    by_patient = {said["patient"]: said for said in room.said("patient.posterior")}
+    np.testing.assert_allclose(by_patient["P"]["probabilities"], slow_posterior(range(8)), atol=1e-9)
+    assert (by_patient["P"]["slides"], by_patient["Q"]["slides"]) == (2, 1)
+    assert by_patient["Q"]["counts"]["used"] == 2
+
+
+def test_the_latency_is_that_of_the_newest_patch() -> None:
+    """last_byte_to_result runs from the newest byte of the batch to the end of its inference."""
+    room = EngineRoom()
+    room.work(batch([0], seen_s=98.5))
+    (said,) = room.said("slide.posterior")
+    assert said["latency"] == {"last_byte_to_result_ms": 1500.0, "inference_ms": 0.0}
+
+
+def test_what_every_result_says_of_itself() -> None:
+    """Intended use, profile, engine, calibration and session are in every result."""
+    room = EngineRoom()
+    room.work(batch([0]), SlideClosed(SLIDE), PatientClosed("P"))
+    for kind in ("slide.posterior", "patient.posterior", "slide.final", "patient.final"):
+        for said in room.said(kind):
+            assert said["intended_use"] == "research use only"
+            assert said["profile"] == {"name": "fake", "version": 1, "sha256": PROFILE.sha256}
+            assert said["engine"] == {"name": "fake", "precision": "fp32"}
+            assert said["calibration"] == "none"
+            assert said["session_id"] == "session"
+            assert said["classes"] == list(PROFILE.spec.classes)
+
+
+# Records
+
+
+def test_a_record_holds_patches_and_what_follows_from_them() -> None:
+    """The rows of a batch and its messages are one record: one transaction of the ledger."""
+    room = EngineRoom()
+    (record,) = room.work(batch([0, 1]))
+    assert record.profile_sha256 == PROFILE.sha256
+    assert len(record.patches) == 2
+    assert [message.kind for message in record.messages] == [
+        "slide.patches",
+        "slide.posterior",
+        "patient.posterior",
+    ]
+
+
+@pytest.mark.parametrize(("interval_s", "records"), [(ALWAYS_S, 5), (NEVER_S, 2)])
+def test_posteriors_are_coalesced_while_work_waits(interval_s: float, records: int) -> None:
+    """While work waits posteriors are told at most once an interval; no row and no count is lost by it.
+
+    Nothing was told before the first batch, so it is told at once; with a long interval the others come at the end.
+    """
+    room = EngineRoom(interval_s=interval_s)
+    found = room.work(*(batch([number]) for number in range(5)))
+    assert len(found) == records
+    assert len(room.rows()) == 5
+    assert room.said("slide.posterior")[-1]["counts"]["used"] == 5
+
+
+def test_nothing_new_makes_no_record() -> None:
+    """A batch of patches that were all counted before leaves nothing to write or say."""
+    room = EngineRoom()
+    room.work(batch([0, 1]))
+    assert room.work(batch([1, 0])) == []
+
+
+def test_the_room_beats_each_time_it_comes_round() -> None:
+    """The heartbeat that the watchdog hangs on comes with every piece of work."""
+    room = EngineRoom()
+    room.work(batch([0]), batch([1]), batch([2]))
+    assert room.beats >= 3
+
+
+def test_finals_come_after_the_posteriors_they_rest_on() -> None:
+    """In one record the running posteriors come first, then the final, then the patient's."""
+    room = EngineRoom(interval_s=NEVER_S)
+    room.work(batch([0]))
+    (record,) = room.work(batch([1]), progress(State.COMPLETE, 2), SlideClosed(SLIDE), PatientClosed("P"))[-1:]
+    kinds = [m.kind for r in room.records for m in r.messages]
+    assert kinds.index("slide.final") > kinds.index("slide.posterior")
+    assert kinds.index("patient.final") > kinds.index("slide.final")
+    assert room.said("slide.final")[0]["counts"]["used"] == 2
+    assert {row.scope for row in record.finals} == {"slide", "patient"}
+
+
+# Finals and revisions
+
+
+def test_the_same_answer_is_said_once() -> None:
+    """A second closing without anything new makes neither a message nor a row."""
+    room = EngineRoom()
+    for _ in range(3):
+        room.work(batch([0]), progress(State.COMPLETE, 2), SlideClosed(SLIDE), PatientClosed("P"))
+    assert len(room.said("slide.final")) == len(room.said("patient.final")) == 1
+    assert [(row.scope, row.revision) for row in room.finals()] == [("slide", 1), ("patient", 1)]
+
+
+def test_a_later_patch_makes_a_revision() -> None:
+    """New data after a final: revision 2, which names the event that it replaces."""
+    room = EngineRoom()
+    room.work(batch([0]), SlideClosed(SLIDE), batch([1]), SlideClosed(SLIDE), batch([], [(2, "empty")]))
+    room.work(SlideClosed(SLIDE))
+    finals = room.said("slide.final")
+    assert [final["revision"] for final in finals] == [1, 2, 3]
+    assert finals[0]["supersedes"] is None
+    assert all(later["supersedes"] == earlier["event_id"] for earlier, later in pairwise(finals))
+    assert [row.event_id for row in room.finals()] == [final["event_id"] for final in finals]
+
+
+def test_another_state_makes_a_revision() -> None:
+    """A slide that was stalled and is complete after all says so, although no patch was added."""
+    room = EngineRoom()
+    room.work(batch([0]), progress(State.STALLED, 1), SlideClosed(SLIDE))
+    room.work(progress(State.RECEIVING, 1), progress(State.COMPLETE, 2), SlideClosed(SLIDE))
+    assert [(f["state"], f["strips"]["done"]) for f in room.said("slide.final")] == [("stalled", 1), ("complete", 2)]
+
+
+def test_unformed_patches_count_as_rejected_until_they_come() -> None:
+    """What was announced and never came is in the final's counts; while the slide receives again it is not."""
+    room = EngineRoom()
+    room.work(batch([0]), progress(State.STALLED, 1), SlideClosed(SLIDE, {"truncated": 3}))
+    assert room.said("slide.final")[0]["counts"] == {"seen": 4, "used": 1, "rejected": {"truncated": 3}}
+    room.work(progress(State.RECEIVING, 1), batch([1, 2, 3]), progress(State.COMPLETE, 2), SlideClosed(SLIDE))
+    assert room.said("slide.posterior")[-1]["counts"] == {"seen": 4, "used": 4, "rejected": {}}
+    assert room.said("slide.final")[1]["counts"] == {"seen": 4, "used": 4, "rejected": {}}
+
+
+def test_a_restart_says_nothing_twice() -> None:
+    """With patches and finals restored, closing again is silent, and new data continue the revisions."""
+    before = EngineRoom()
+    before.work(batch(range(4)), progress(State.COMPLETE, 2), SlideClosed(SLIDE), PatientClosed("P"))
+    after = EngineRoom(restored=before.rows(), finals=before.finals())
+    assert after.reducer.of_slide(SLIDE) == before.reducer.of_slide(SLIDE)
+    after.work(batch(range(4)), SlideClosed(SLIDE), PatientClosed("P"))
+    assert not after.finals() and not after.rows()
+    after.work(batch([4]), SlideClosed(SLIDE), PatientClosed("P"))
+    assert [final["revision"] for final in after.said("slide.final") + after.said("patient.final")] == [2, 2]
+    assert after.said("slide.final")[0]["supersedes"] == before.finals()[0].event_id
+    assert after.said("slide.final")[0]["state"] == "complete"
+
+
+def test_a_crash_before_the_final_was_written_repeats_its_id() -> None:
+    """The same data give a final of the same event_id, so that consumers recognise what comes again."""
+    ids = []
+    for _ in range(2):
+        room = EngineRoom()
+        room.work(batch(range(2)), SlideClosed(SLIDE))
+        ids.append(room.said("slide.final")[0]["event_id"])
+    assert ids[0] == ids[1]
+
+
+def test_restored_unformed_patches_stay_rejected() -> None:
+    """A slide that was closed with patches missing says the same counts after a restart."""
+    before = EngineRoom()
+    before.work(batch([0]), progress(State.STALLED, 1), SlideClosed(SLIDE, {"truncated": 3}))
+    after = EngineRoom(restored=before.rows(), finals=before.finals())
+    after.work(PatientClosed("P"))
+    (final,) = after.said("patient.final")
+    assert (final["counts"]["rejected"], final["state"]) == ({"truncated": 3}, "stalled")
+
+
+def test_a_patient_without_slides_has_no_final() -> None:
+    """The end of a patient of whom nothing was seen says nothing."""
+    room = EngineRoom()
+    assert room.work(PatientClosed("nobody")) == []
+
+
+@pytest.mark.parametrize(
+    ("states", "together"),
+    [
+        ((State.COMPLETE, State.COMPLETE), "complete"),
+        ((State.COMPLETE, State.STALLED), "stalled"),
+        ((State.STALLED, State.RECEIVING), "receiving"),
+        ((State.ABANDONED, State.COMPLETE), "abandoned"),
+        ((State.SEEN, State.COMPLETE), "receiving"),
+    ],
+)
+def test_a_patient_stands_where_the_worst_slide_stands(states: tuple[State, State], together: str) -> None:
+    """The state of a patient is that of the slide furthest from complete; parts add up."""
+    room = EngineRoom()
+    other = SlideKey("P", "S2")
+    room.work(progress(states[0], 2), progress(states[1], 1, 4, other), batch([0]), PatientClosed("P"))
+    (final,) = room.said("patient.final")
+    assert (final["state"], final["strips"]) == (together, {"done": 3, "expected": 6})
+
+
+def test_an_unknown_number_of_parts_stays_unknown_together() -> None:
+    """Where one slide's number of parts is unknown, so is the patient's."""
+    room = EngineRoom()
+    room.work(progress(State.COMPLETE, 2), progress(State.COMPLETE, 9, None, SlideKey("P", "S2")))
+    assert room.said("patient.posterior")[-1]["strips"] == {"done": 11, "expected": None}
+
+
+class SureEngine(FakeEngine):
+    """An engine that gives the first class one probability, whatever the patch."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        rest = (1 - probability) / 3
+        self._logits_K = np.log([probability, rest, rest, rest]).astype(np.float32)
+
+    def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
+        """The same row for every patch."""
+        return {"logits": np.tile(self._logits_K, (len(x_BCHW), 1))}
+
+
+@pytest.mark.parametrize(("probability", "high"), [(0.7699, False), (0.7701, True), (0.99, True), (0.3, False)])
+def test_high_confidence_is_the_profiles_operating_point(probability: float, high: bool) -> None:
+    """A result is of high confidence from the operating point 0.77 on, running and final."""
+    room = EngineRoom(engine=SureEngine(probability))
+    room.work(batch([0, 1]), SlideClosed(SLIDE), PatientClosed("P"))
+    for kind in ("slide.posterior", "patient.posterior", "slide.final", "patient.final"):
+        assert all(said["high_confidence"] is high for said in room.said(kind))
+        assert room.said(kind)[-1]["confidence"] == pytest.approx(probability, abs=1e-6)
+
+
+# Current, alerts, memory, failure
+
+
+def test_current_follows_the_imager() -> None:
+    """The pointer names the slide that receives, once, and nobody after its patient's end."""
+    room = EngineRoom()
+    other = SlideKey("P", "S2")
+    room.work(
+        progress(State.RECEIVING), progress(State.RECEIVING, 1), progress(State.RECEIVING, slide=other), batch([0])
+    )
+    room.work(progress(State.COMPLETE, 2, slide=other))
+    assert [(said["patient"], said["slide"]) for said in room.said("current")] == [("P", "S"), ("P", "S2")]
+
+
+def test_current_is_cleared_when_its_patient_ends() -> None:
+    """The end of another patient leaves the pointer; the end of this one clears it."""
+    room = EngineRoom()
+    room.work(progress(State.RECEIVING), PatientClosed("Q"), PatientClosed("P"))
+    assert [said["slide"] for said in room.said("current")] == ["S", None]
+
+
+@pytest.mark.parametrize("reason", ["stalled", "missing_channel", "vanished", *FormatError.REASONS])
+def test_a_problem_becomes_an_alert(reason: str) -> None:
+    """Reason, detail and pseudonyms travel; what time or a person may mend is a warning, the rest an error."""
+    room = EngineRoom()
+    room.work(Problem(reason, "what happened", SLIDE, "file-id"))
+    (alert,) = room.said("alert")
+    assert (alert["reason"], alert["detail"], alert["file"]) == (reason, "what happened", "file-id")
+    assert (alert["patient"], alert["slide"]) == SLIDE
+    assert alert["severity"] == ("warning" if reason in LOOK_AT else "error")
+
+
+def test_an_alert_without_a_slide_and_with_a_long_detail() -> None:
+    """A problem that belongs to no slide has nulls, and a very long detail is cut to what the schema allows."""
+    room = EngineRoom()
+    room.work(Problem("not_an_image", "x" * 5000))
+    (alert,) = room.said("alert")
+    assert alert["patient"] is alert["slide"] is alert["file"] is None
+    assert alert["detail"] == "x" * 1000
+
+
+def test_patients_who_ended_long_ago_are_forgotten() -> None:
+    """Only so many ended patients stay in memory, the latest ones; all of their finals were said."""
+    room = EngineRoom()
+    names = [f"P{number:03d}" for number in range(KEPT_PATIENTS + 5)]
+    works: list[Work] = []
+    for name in names:
+        works += [batch([], [(0, "empty")], SlideKey(name, "S")), PatientClosed(name)]
+    room.work(*works)
+    assert {slide.patient for slide in room.reducer.slides} == set(names[-KEPT_PATIENTS:])
+    assert [final["patient"] for final in room.said("patient.final")] == names
+    assert len(room.rows()) == len(names)
+
+
+class WrongEngine(FakeEngine):
+    """An engine that lost its mind."""
+
+    def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
+        """Values that are not finite."""
+        return {"logits": np.full((len(x_BCHW), 4), np.nan, np.float32)}
+
+
+def test_an_engine_that_returns_nonsense_ends_the_room() -> None:
+    """Outputs that cannot be what the network emits raise EngineError: nothing is counted and nothing is said."""
+    room = EngineRoom(engine=WrongEngine())
+    with pytest.raises(EngineError, match=r"fake: .*not finite"):
+        room.work(batch([0]))
+    assert not room.records
+    assert room.reducer.total.seen == 0
