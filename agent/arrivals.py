@@ -23,11 +23,13 @@ class Arrival:
     begun: dict[int, Source] = field(default_factory=dict)
     """Channel → the file whose shape the assembler was told."""
 
-    def add(self, source: Source, channel: int | None) -> bool:
-        """Take a file; True when another file holds the same pixels already (it is kept as a reserve)."""
-        files = self.sources.setdefault(channel, [])
-        files.append(source)
-        return len(files) > 1
+    def add(self, source: Source) -> bool:
+        """Take a file, once; True when another usable file holds the same pixels (this one is kept as a reserve)."""
+        assert source.placed is not None
+        files = self.sources.setdefault(source.placed.channel, [])
+        if source not in files:
+            files.append(source)
+        return source.reading is Reading.GROWING and source not in self.active()
 
     def active(self) -> list[Source]:
         """The files to read, CH2 first: of several with the same pixels, the first that was not refused or lost."""
@@ -51,6 +53,21 @@ class Arrival:
         """Channel of each plane of a file."""
         assert source.placed is not None
         return (source.placed.channel,) if source.placed.channel is not None else tuple(range(CHANNELS))
+
+    def is_bound(self, source: Source) -> bool:
+        """Whether the assembler was told this file's shape."""
+        return any(begun is source for begun in self.begun.values())
+
+    def unbind(self, source: Source) -> None:
+        """This file's pixels do not count (any more)."""
+        self.begun = {channel: begun for channel, begun in self.begun.items() if begun is not source}
+
+    def rest_reserves(self) -> None:
+        """A file whose pixels another one gives is not looked at by itself."""
+        active = self.active()
+        for source in self.files():
+            if source not in active:
+                source.rest()
 
     def files(self) -> list[Source]:
         """Every file of this part, reserves included."""

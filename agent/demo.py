@@ -92,6 +92,8 @@ def main(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.print("[bold]spinextract-agent demo[/bold]: synthetic phantom slides, not tissue. Research use only.")
     with contextlib.ExitStack() as stack:
+        if args.dir and args.dir.exists() and any(args.dir.iterdir()):
+            raise SettingsError(f"{args.dir} is not empty: give a new folder, or none for a temporary one")
         home = args.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spinextract-demo-")))
         _build_engine(profile, console)
         port = args.port or free_port()
@@ -105,7 +107,7 @@ def main(args: argparse.Namespace) -> int:
         console.print(f"broker 127.0.0.1:{port}, folder {home / 'imager'}, agent log {home / 'agent.log'}")
         _wait_until_ready(board, agent, home / "agent.log")
         console.print(f"agent ready: {board.status_line()}")
-        imager = stack.enter_context(_imager(home / "imager", slides, args))
+        imager = stack.enter_context(_imager(home / "imager", slides, args, board))
         _show(board, agent, imager, console, headless=args.headless)
     return _verdict(board, console)
 
@@ -172,11 +174,19 @@ def _agent(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def _imager(folder: Path, slides: list[NamedPhantom], args: argparse.Namespace) -> Iterator[threading.Thread]:
+def _imager(
+    folder: Path, slides: list[NamedPhantom], args: argparse.Namespace, board: Board
+) -> Iterator[threading.Thread]:
     """A synthetic imager on a thread of its own; it stops in the middle of a file when the demo ends early."""
     stop = threading.Event()
 
     def work() -> None:
+        try:
+            write()
+        except OSError as error:
+            board.trouble(f"the synthetic imager cannot write: {error.strerror or error}")
+
+    def write() -> None:
         for named in slides:
             for _, files in itertools.groupby(files_of(named, args.layout), key=lambda file: file.group):
                 together = [(file.relative, file.content) for file in files]
@@ -219,6 +229,8 @@ def _show(
             for line in board.new_lines():
                 if headless:
                     console.print(line, soft_wrap=True)
+            if board.failure:
+                raise AgentError(board.failure)
             if agent.poll() is not None:
                 raise AgentError(f"the agent ended with code {agent.returncode} before the last slide")
             if not imager.is_alive() and board.silent_s(time.monotonic()) > SILENCE_LIMIT_S:

@@ -48,6 +48,7 @@ class Board:
     changed: threading.Event = field(default_factory=threading.Event)
     cards: dict[str, Card] = field(init=False)
     patients: dict[str, dict[str, Any] | None] = field(init=False)
+    failure: str = ""
     _status: dict[str, Any] = field(default_factory=dict)
     _health: tuple[float, dict[str, Any]] | None = None
     _lines: list[str] = field(default_factory=list)
@@ -80,6 +81,11 @@ class Board:
             self._say(f"{self._patient_name(message)}: PATIENT FINAL {_answer(message)}, {_counts(message)}")
         if kind != "health":
             self._heard_s = now
+        self.changed.set()
+
+    def trouble(self, what: str) -> None:
+        """Something went wrong outside the agent: the demo must end."""
+        self.failure = what
         self.changed.set()
 
     @property
@@ -212,6 +218,7 @@ def _answer(message: dict[str, Any]) -> str:
         return "no usable patch yet"
     low, high = message["interval"][message["classes"].index(message["predicted"])]
     sure = ", high confidence" if message["high_confidence"] else ""
+    sure += ", little tissue" if message["low_tissue"] else ""
     return f"{message['predicted']} {message['confidence']:.3f} [{low:.2f}, {high:.2f}]{sure}"
 
 

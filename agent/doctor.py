@@ -18,9 +18,9 @@ from rich.console import Console
 from agent import host
 from agent.engine import choose
 from agent.errors import AgentError
+from agent.mounts import file_system_of, is_network
 from agent.profile_folder import load_profile_folder
 from agent.settings import Settings, load_settings
-from agent.watch import file_system_of, is_network
 
 HELP = """Checks settings, folder, profile, engine, broker and disk. Changes nothing but a probe file in state_dir.
 

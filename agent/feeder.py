@@ -6,9 +6,13 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 
+import structlog
+from pydantic import ValidationError
+
 from agent.batching import Batch, Batcher
 from agent.handover import CancelToken, Handover, Wakeup
 from agent.intake import PatientClosed, SlideClosed, Told
+from agent.messages import ClosePatient
 from agent.reader import Reader
 from agent.worker import Work
 from models.contract import ModelInput
@@ -39,12 +43,23 @@ class Feeder:
         self._wakeup = wakeup
         self._beat = beat
         self._clock = clock
+        self._log = structlog.get_logger("reader")
         self._closings: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def close_patient(self, patient: str | None) -> None:
         """End a patient (None: whoever is open) as soon as the loop comes round."""
         self._closings.put(patient)
         self._wakeup.set()
+
+    def obey(self, verb: str, payload: bytes) -> None:
+        """Carry out a command that came over MQTT; a body that is not understood is logged and ignored."""
+        try:
+            command = ClosePatient.model_validate_json(payload or b"{}")
+        except ValidationError as error:
+            self._log.warning("bad_command", verb=verb, errors=error.error_count())
+            return
+        self._log.info("command", verb=verb, patient=command.patient)
+        self.close_patient(command.patient)
 
     def run(self) -> None:
         """Work until a stop is asked for, hand over what is in hand, and close the outbox."""
@@ -67,6 +82,7 @@ class Feeder:
 
     def _pass_on(self, told: Iterable[Told]) -> None:
         for item in told:
+            self._beat()
             if isinstance(item, ModelInput):
                 self._put(self._batcher.add(item, self._clock()))
                 self._flush_due()

@@ -55,6 +55,20 @@ class Unknown:
 
 Place = Placed | Ignored | Waiting | Misnumbered | Unknown
 
+TEMPORARY = {
+    ".tmp",
+    ".temp",
+    ".part",
+    ".partial",
+    ".filepart",
+    ".crdownload",
+    ".download",
+    ".writing",
+    ".swp",
+    ".lock",
+}
+IMAGES = {".dcm", ".dicom", ".tif", ".tiff"}
+"""Suffixes that promise an image."""
 TAGS_RULE = "dicom-tags"
 _PATIENT_TAGS = ("AccessionNumber", "PatientID", "StudyInstanceUID")
 _SLIDE_TAGS = ("ContainerIdentifier", "SeriesInstanceUID")
@@ -69,8 +83,16 @@ def is_temporary(relative: PurePosixPath) -> bool:
     return (
         any(part.startswith(".") for part in relative.parts)
         or name.endswith("~")
-        or relative.suffix.lower() in {".tmp", ".part", ".partial"}
+        or relative.suffix.lower() in TEMPORARY
     )
+
+
+def may_be_image(relative: PurePosixPath) -> bool:
+    """Whether a name that no rule knows may still be an image: its suffix says so, or it has none (DICOM exports are
+    often called by a UID). Anything else may be a temporary name that will change.
+    """
+    suffix = relative.suffix.lower()
+    return suffix in IMAGES or suffix[1:].isdecimal() or not suffix
 
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:

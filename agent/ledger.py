@@ -14,13 +14,14 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from agent.ledger_file import explained, open_database, transaction
+from agent.ledger_records import CountedPatch, FinalRow, OutboxRow, Record
 from agent.topics import Message
-from models.contract import PatchKey, SlideKey
+from models.contract import PatchKey
 
 _UNSENT = """
     SELECT seq, topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM outbox
@@ -38,69 +39,10 @@ _INSERT = {
 }
 _FORGET_OLD_RETAINED = """
     DELETE FROM retained WHERE seq IN (SELECT seq FROM retained ORDER BY seq DESC LIMIT -1 OFFSET ?)"""
+__all__ = ["CountedPatch", "FinalRow", "Ledger", "OutboxRow", "Record"]
+
 RETAINED_KEPT = 1000
 """Latest retained topics that are published again on a connect; older ones are the broker's to keep."""
-
-
-class CountedPatch(NamedTuple):
-    """One patch as the reducer counted it: exactly one of `values` and `rejected` is given."""
-
-    key: PatchKey
-    values: tuple[int, ...] | None
-    """[K] fixed-point probabilities, signed 64 bit."""
-    rejected: str | None
-
-
-@dataclass(frozen=True)
-class FinalRow:
-    """The latest final of a slide or patient under one profile."""
-
-    scope: Literal["slide", "patient"]
-    patient: str
-    slide: str
-    """Empty for a patient."""
-    revision: int
-    event_id: str
-    fingerprint: str
-    """sha256 of what it said: the same data again must not make another revision."""
-    state: str = "complete"
-    """What it said of the acquisition (agent.acquisition.State)."""
-    done: int = 0
-    """Parts of which every segment had been seen."""
-    expected: int | None = None
-    """Parts that the slide has; None where only silence can tell."""
-    unformed: str = "{}"
-    """JSON, reason → patches that were announced but never came."""
-    at: float = 0.0
-    """When it was said, seconds since the epoch."""
-
-    @property
-    def is_finished_slide(self) -> bool:
-        """Whether this slide's files need not be read again after a restart."""
-        return self.scope == "slide" and self.state == "complete" and self.expected is not None
-
-    @property
-    def of_slide(self) -> SlideKey:
-        """The slide that a slide's final speaks of."""
-        return SlideKey(self.patient, self.slide)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one step of the ENGINE room did; written whole or not at all."""
-
-    profile_sha256: str
-    patches: tuple[CountedPatch, ...] = ()
-    messages: tuple[Message, ...] = ()
-    """Those that are not durable are ignored by the ledger."""
-    finals: tuple[FinalRow, ...] = ()
-
-
-class OutboxRow(NamedTuple):
-    """A message not yet acknowledged. `seq` is never used again, so a late PUBACK cannot hit another row."""
-
-    seq: int
-    message: Message
 
 
 class Ledger:
@@ -148,9 +90,8 @@ class Ledger:
     def finals(self, profile_sha256: str) -> list[FinalRow]:
         """The latest final of every slide and patient under this profile."""
         query = (
-            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected, unformed, at"
-            " FROM finals"
-            " WHERE profile_sha256 = ? ORDER BY scope, patient, slide"
+            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected, unformed, tally,"
+            " at FROM finals WHERE profile_sha256 = ? ORDER BY scope, patient, slide"
         )
         with explained(self.path):
             return [FinalRow(*row) for row in self._db.execute(query, (profile_sha256,))]
@@ -163,7 +104,7 @@ class Ledger:
                 if message.durable:
                     self._enqueue(message)
             self._db.executemany(
-                "INSERT OR REPLACE INTO finals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO finals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(record.profile_sha256, *astuple(row)) for row in record.finals],
             )
 

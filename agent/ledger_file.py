@@ -24,7 +24,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " PRIMARY KEY (slide_id, strip, x, y)) WITHOUT ROWID",
         "CREATE TABLE finals (profile_sha256 TEXT NOT NULL, scope TEXT NOT NULL, patient TEXT NOT NULL,"
         " slide TEXT NOT NULL, revision INTEGER NOT NULL, event_id TEXT NOT NULL, fingerprint TEXT NOT NULL,"
-        " state TEXT NOT NULL, done INTEGER NOT NULL, expected INTEGER, unformed TEXT NOT NULL, at REAL NOT NULL,"
+        " state TEXT NOT NULL, done INTEGER NOT NULL, expected INTEGER, unformed TEXT NOT NULL,"
+        " tally TEXT NOT NULL, at REAL NOT NULL,"
         " PRIMARY KEY (profile_sha256, scope, patient, slide)) WITHOUT ROWID",
         # AUTOINCREMENT: a seq is never used twice, so a late PUBACK cannot remove another message.
         *(

@@ -142,6 +142,8 @@ class Result(Payload):
     confidence: Probability | None = None
     """The largest probability."""
     high_confidence: bool = False
+    """The published rule: confidence of at least the profile's operating point, however few patches there are. Read
+    it together with `low_tissue` and `interval`."""
     counts: Counts
     low_tissue: bool
     """Fewer used patches than the profile's minimum."""
@@ -244,6 +246,6 @@ class Alert(Payload):
 
 
 class ClosePatient(Frozen):
-    """Body of the command `cmd/close-patient`: this patient (null: the current one) has ended."""
+    """Body of the command `cmd/close-patient`: this patient (null: everybody who is open) has ended."""
 
     patient: str | None = None

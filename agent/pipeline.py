@@ -6,7 +6,6 @@ The stop order is the way of the data: READER stops taking in, ENGINE finishes i
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -14,14 +13,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import structlog
-from pydantic import ValidationError
 
 from agent import host
 from agent.batching import Batcher
-from agent.engine import Choice, choose
+from agent.engine import choose
 from agent.errors import AgentError
 from agent.feeder import Feeder
 from agent.formats import Limits
@@ -30,8 +27,8 @@ from agent.handover import Cancelled, CancelToken, Handover, Wakeup
 from agent.health import Figures, Pulse
 from agent.identity import Pseudonyms, load_or_create_key
 from agent.layouts import Layouts
-from agent.ledger import Ledger, Record
-from agent.messages import ClosePatient, EngineRef, Status
+from agent.ledger import CountedPatch, FinalRow, Ledger, Record
+from agent.messages import EngineRef
 from agent.metrics import serve_metrics
 from agent.naming import rules_of
 from agent.profile_folder import load_profile_folder
@@ -42,12 +39,13 @@ from agent.reporter import Reporter, Speaker
 from agent.roster import Patience
 from agent.sender import Sender
 from agent.settings import Settings
-from agent.topics import Message, Topics
+from agent.speech import Speech
+from agent.topics import Topics
 from agent.watch import Watch
 from agent.worker import Work, Worker
+from models.profile import Profile
 from models.registry import MODALITIES
 
-DISTRIBUTION = "spinextract-agent"
 log = structlog.get_logger("agent")
 
 
@@ -63,29 +61,11 @@ def patience_of(settings: Settings) -> Patience:
 
 
 @dataclass(frozen=True)
-class Speech:
-    """The messages that speak of the process itself."""
+class _Memory:
+    """What the ledger knows from before this start."""
 
-    speaker: Speaker
-    choice: Choice
-    boot_seq: int
-    since: datetime
-
-    def status(self, state: str) -> Message:
-        """Birth, clean end, or last will."""
-        payload = Status.model_validate(
-            {
-                **self.speaker.stamp(),
-                "state": state,
-                "boot_seq": self.boot_seq,
-                "version": version(DISTRIBUTION),
-                "profile": self.speaker.profile_ref,
-                "engine": self.speaker.engine,
-                "passed_over": self.choice.passed_over,
-                "since": self.since,
-            }
-        )
-        return self.speaker.topics.message(payload)
+    patches: list[CountedPatch]
+    finals: list[FinalRow]
 
 
 class Pipeline:
@@ -102,31 +82,29 @@ class Pipeline:
             undo.pop_all()
 
     def _build(self) -> None:
-        settings, token = self._settings, self._token
+        settings = self._settings
         profile = load_profile_folder(settings.profile)
-        naming = Pseudonyms(
-            load_or_create_key(settings.identity.key_file or settings.state_dir / "identity.key"),
-            settings.identity.lookup_file,
-        )
         choice = choose(settings.profile, profile, settings.engine.order, settings.engine.threads)
         self._resources.callback(choice.engine.close)
         engine = EngineRef(name=choice.engine.name, precision=choice.engine.precision)
-        log.info("engine", **engine.model_dump(), batch=choice.engine.batch_size, passed_over=choice.passed_over)
+        log.info(
+            "engine",
+            engine=engine.name,
+            precision=engine.precision,
+            batch=choice.engine.batch_size,
+            passed_over=choice.passed_over,
+        )
         ledger = Ledger.open(settings.state_dir / "ledger.sqlite")
         self._resources.callback(ledger.close)
-
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
         speaker = Speaker(uuid.uuid4().hex, topics, profile, engine, lambda: datetime.now(UTC))
         speech = Speech(speaker, choice, ledger.next_boot(), datetime.now(UTC))
-        finals = ledger.finals(profile.sha256)
-        oldest = time.time() - 86_400 * settings.patient.keep_days
-        pruned = ledger.prune(row.patient for row in finals if row.scope == "patient" and row.at < oldest)
-        restored = list(ledger.restore(profile.sha256))
-        log.info("restored", patches=len(restored), pruned=pruned, finals=len(finals), boot_seq=speech.boot_seq)
+        memory = self._remember(ledger, profile.sha256)
 
-        work: Handover[Work] = Handover("reader-engine", settings.pipeline.handover_capacity, token)
-        records: Handover[Record] = Handover("engine-sender", settings.pipeline.handover_capacity, token)
-        self._pulse = Pulse(work, records)
+        capacity, token = settings.pipeline.handover_capacity, self._token
+        self._work: Handover[Work] = Handover("reader-engine", capacity, token)
+        self._records: Handover[Record] = Handover("engine-sender", capacity, token)
+        self._pulse = Pulse(self._work, self._records)
         wakeup = Wakeup(token)
         self._watch = Watch(
             settings.folder,
@@ -135,56 +113,77 @@ class Pipeline:
             follow_symlinks=settings.watch.follow_symlinks,
             wake=wakeup.set,
         )
-        reader = Reader(
-            self._watch,
-            Layouts(rules_of(settings.naming), naming, settings.naming.tags, settings.naming.tags_first_number),
-            naming,
-            MODALITIES[profile.spec.modality].make_assembler(profile.spec),
-            open_parser,
-            limits=Limits(**settings.limits.model_dump()),
-            patience=patience_of(settings),
-            counted=[row.key for row in restored],
-            finished=[row.of_slide for row in finals if row.is_finished_slide],
-            slice_bytes=settings.watch.read_slice_kib * 1024,
-        )
+        reader = self._reader(profile.spec, memory)
         batcher = Batcher(choice.engine.batch_size, settings.pipeline.batch_deadline_ms / 1e3)
-        feeder = Feeder(reader, batcher, work, token, wakeup, beat=self._pulse.beats("reader"))
-        reducer = Reducer(choice.engine, profile.spec, restored)
-        reducer.resume(finals)
+        feeder = Feeder(reader, batcher, self._work, token, wakeup, beat=self._pulse.beats("reader"))
+        reducer = Reducer(choice.engine, profile.spec, memory.patches)
+        reducer.resume(memory.finals)
         worker = Worker(
-            work,
-            records,
+            self._work,
+            self._records,
             reducer,
-            Reporter(reducer, speaker, finals),
+            Reporter(reducer, speaker, memory.finals),
             profile.sha256,
             interval_s=settings.pipeline.publish_interval_ms / 1e3,
             beat=self._pulse.beats("engine"),
         )
-        commands = {topics.command("close-patient"): "close-patient"} if settings.patient.on_command else {}
+        sender = self._sender(speech, ledger, feeder, reducer, reader)
+        self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
+
+    def _remember(self, ledger: Ledger, sha256: str) -> _Memory:
+        finals = ledger.finals(sha256)
+        oldest = time.time() - 86_400 * self._settings.patient.keep_days
+        pruned = ledger.prune(row.patient for row in finals if row.scope == "patient" and row.at < oldest)
+        patches = list(ledger.restore(sha256))
+        log.info("restored", patches=len(patches), pruned=pruned, finals=len(finals))
+        return _Memory(patches, finals)
+
+    def _reader(self, spec: Profile, memory: _Memory) -> Reader:
+        settings = self._settings
+        naming = Pseudonyms(
+            load_or_create_key(settings.identity.key_file or settings.state_dir / "identity.key"),
+            settings.identity.lookup_file,
+        )
+        return Reader(
+            self._watch,
+            Layouts(rules_of(settings.naming), naming, settings.naming.tags, settings.naming.tags_first_number),
+            naming,
+            MODALITIES[spec.modality].make_assembler(spec),
+            open_parser,
+            limits=Limits(**settings.limits.model_dump()),
+            patience=patience_of(settings),
+            counted=[row.key for row in memory.patches],
+            finished=[row.of_slide for row in memory.finals if row.is_finished_slide],
+            slice_bytes=settings.watch.read_slice_kib * 1024,
+            beat=self._pulse.beats("reader"),
+        )
+
+    def _sender(self, speech: Speech, ledger: Ledger, feeder: Feeder, reducer: Reducer, reader: Reader) -> Sender:
+        settings, speaker = self._settings, speech.speaker
+        closing = {speaker.topics.command("close-patient"): "close-patient"}
         session = Session(
             settings.mqtt,
             client_id=f"spinextract-{settings.site}-{settings.instrument}",
             will=speech.status("offline"),
-            wake=records.nudge,
-            commands=commands,
+            wake=self._records.nudge,
+            commands=closing if settings.patient.on_command else {},
         )
-        figures = Figures(speaker, reducer, reader, self._watch, (work, records), session, ledger)
-        sender = Sender(
-            records,
+        figures = Figures(speaker, reducer, reader, self._watch, (self._work, self._records), session, ledger)
+        if settings.metrics.port is not None:
+            self._resources.callback(serve_metrics(settings.metrics.port, figures.health))
+        return Sender(
+            self._records,
             ledger,
             session,
             birth=lambda: speech.status("online"),
             stopped=lambda: speech.status("stopped"),
             health=figures.message,
             health_interval_s=settings.mqtt.health_interval_s,
-            on_command=lambda verb, payload: _obey(verb, payload, feeder),
+            on_command=feeder.obey,
             in_flight=settings.mqtt.in_flight,
             flush_limit_s=settings.pipeline.stop_limit_s / 2,
             beat=self._pulse.beats("sender", figures.look),
         )
-        if settings.metrics.port is not None:
-            self._resources.callback(serve_metrics(settings.metrics.port, figures.health))
-        self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
 
     def run(self) -> int:
         """Work until the token stops; 0 after a clean end, 1 when a room died or the end took too long."""
@@ -220,7 +219,6 @@ class Pipeline:
             if deadline is not None and time.monotonic() >= deadline:
                 self._token.cancel()
             if self._token.stopping.is_set():
-                next(thread for thread in threads).join(0.05)
                 for thread in threads:
                     thread.join(0.05)
             else:
@@ -232,15 +230,7 @@ class Pipeline:
         except Cancelled:
             log.debug("room_cancelled", room=name)
         except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = error.filename2 = None  # a path names a patient
             log.error("room_failed", room=name, exc_info=not isinstance(error, AgentError), error=str(error))
             self._token.fail(name, error)
-
-
-def _obey(verb: str, payload: bytes, feeder: Feeder) -> None:
-    try:
-        command = ClosePatient.model_validate(json.loads(payload or b"{}"))
-    except (ValueError, ValidationError) as error:
-        log.warning("bad_command", verb=verb, detail=str(error).splitlines()[0])
-        return
-    log.info("command", verb=verb, patient=command.patient)
-    feeder.close_patient(command.patient)

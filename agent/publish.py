@@ -63,7 +63,8 @@ class Session:
         self._queue: queue.SimpleQueue[tuple[Connection | None, Event | BaseException]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._clean = True
-        self._thread = threading.Thread(target=self._live, name="mqtt")
+        # A daemon: looking up the broker's name may hang for minutes, and a stop must not wait for it.
+        self._thread = threading.Thread(target=self._live, name="mqtt", daemon=True)
         self._version: Version = "3.1.1" if settings.protocol == "3.1.1" else "5"
         self._silent_ends = 0
         self._proven = settings.protocol != "auto"

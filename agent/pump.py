@@ -58,10 +58,15 @@ class Pump:
                 if change is not Change.SAME:
                     yield from self._roster.receive(arrival.part, now)
                 if change is Change.REWRITTEN:
+                    arrival.unbind(source)
                     yield from self.tell(source, "rewritten", "the file was replaced or cut; it is read again")
+                if source.header is not None and not arrival.is_bound(source):
+                    yield from self._begin(arrival, source, source.header)
+                    progress = True
                 for event in events:
                     yield from self._take(arrival, source, event)
                 progress |= bool(events) or source.reading is not before
+        arrival.rest_reserves()
         if arrival.complete:
             yield from self._roster.part_done(arrival.part, now)
 
@@ -82,28 +87,28 @@ class Pump:
             return Change.SAME, []
 
     def _take(self, arrival: Arrival, source: Source, event: Event) -> Iterator[Told]:
-        if isinstance(event, Header):
-            yield from self.begin(arrival, source, event)
-        elif isinstance(event, Region) and source.reading is not Reading.REFUSED:
+        if isinstance(event, Region) and source.reading is not Reading.REFUSED:
             channel = arrival.channels_of(source)[event.plane]
             for item in self._assembler.add(Chunk(arrival.part, channel, event.y, event.x, event.pixels)):
                 if self._roster.count(item.key):
                     yield item
 
-    def begin(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
+    def _begin(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
         """Tell the assembler a file's shape. Where the channels disagree, CH2's shape rules, in whatever order."""
         channels = arrival.channels_of(source)
         if header.planes != len(channels):
             error = FormatError("wrong_shape", f"{header.planes} planes where the name promises {len(channels)}")
             yield from self._refuse(arrival, source, error)
             return
-        rival = arrival.begun.get(1) if channels == (0,) and 0 not in arrival.begun else None
-        if rival is not None and rival.header is not None:
-            self._assembler.forget(arrival.part)
-            del arrival.begun[1]
+        rival = arrival.begun.get(1) if channels == (0,) else None
+        shape = (header.height, header.width)
+        if rival is None or rival.header is None or (rival.header.height, rival.header.width) == shape:
+            yield from self._shape(arrival, source, header)
+            return
+        self._assembler.forget(arrival.part)
+        arrival.unbind(rival)
         yield from self._shape(arrival, source, header)
-        if rival is not None and rival.header is not None:
-            yield from self._shape(arrival, rival, rival.header)
+        yield from self._shape(arrival, rival, rival.header)
 
     def _shape(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:
         try:
@@ -116,8 +121,8 @@ class Pump:
 
     def _refuse(self, arrival: Arrival, source: Source, error: FormatError) -> Iterator[Told]:
         source.refuse(error)
-        arrival.begun = {channel: begun for channel, begun in arrival.begun.items() if begun is not source}
-        yield from self.tell(source, error.reason, str(error))
+        arrival.unbind(source)
+        yield from self.tell(source, error.reason, error.detail)
 
     def tell(self, source: Source, reason: str, detail: str) -> Iterator[Told]:
         """A problem of a file, once for each content."""

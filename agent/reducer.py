@@ -60,10 +60,15 @@ class Reducer:
     def resume(self, finals: Iterable[FinalRow]) -> None:
         """Slides stand where their last final before a restart left them, until their files tell more."""
         for row in finals:
-            if row.scope == "slide" and row.of_slide in self.slides:
-                record = self.slides[row.of_slide]
+            if row.scope == "slide":
+                known = row.of_slide in self.slides
+                record = self.slide(row.of_slide)
                 record.state, record.done, record.expected = State(row.state), row.done, row.expected
                 record.unformed = json.loads(row.unformed)
+                tally = json.loads(row.tally)
+                if not known and tally["used"] + sum(tally["rejected"].values()):
+                    # Its patches were pruned: what they amounted to still belongs to the patient.
+                    record.tally = Tally.frozen(tuple(tally["sums"]), Counts(tally["used"], tally["rejected"]))
 
     def slide(self, key: SlideKey) -> SlideRecord:
         """The slide's record, new when it is not known yet."""
@@ -110,10 +115,11 @@ class Reducer:
         """The patient's slides by name."""
         return sorted((item for item in self.slides.items() if item[0].patient == patient), key=lambda item: item[0])
 
-    def forget(self, patient: str) -> None:
-        """Free a patient who ended long ago."""
-        for key, _ in self.slides_of(patient):
-            del self.slides[key]
+    def freeze(self, patient: str) -> None:
+        """A patient ended long ago: keep what their complete slides amount to, not the single patches."""
+        for _, record in self.slides_of(patient):
+            if record.state is State.COMPLETE and record.expected is not None:
+                record.tally.freeze()
 
     def _count(self, row: CountedPatch) -> bool:
         tally = self.slide(row.key.of_slide).tally

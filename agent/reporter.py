@@ -37,7 +37,18 @@ from models.profile import LoadedProfile
 
 OfSlide = TypeVar("OfSlide", SlidePosterior, SlideFinal)
 OfPatient = TypeVar("OfPatient", PatientPosterior, PatientFinal)
-LOOK_AT = {"stalled", "truncated", "missing_channel", "vanished", "rewritten", "unknown_name", "not_readable"}
+LOOK_AT = {
+    "stalled",
+    "truncated",
+    "missing_channel",
+    "vanished",
+    "rewritten",
+    "unknown_name",
+    "not_readable",
+    "waiting",
+    "duplicate",
+    "changed_late",
+}
 """Problems that time or a person may mend: severity `warning`; everything else is an `error`."""
 
 
@@ -147,7 +158,12 @@ class Reporter:
             return None
         number = 1 if last is None else last.revision + 1
         event_id = final_event_id(self._speaker.profile.sha256, scope, patient, slide, number)
-        unformed = json.dumps(records[0].unformed if scope == "slide" else {})
+        unformed, tally = "{}", ""
+        if scope == "slide":
+            (record,) = records
+            counts = record.tally.counts
+            unformed = json.dumps(record.unformed)
+            tally = json.dumps({"sums": record.tally.sums, "used": counts.used, "rejected": counts.rejected})
         at = self._speaker.wall().timestamp()
         row = FinalRow(
             scope,
@@ -160,6 +176,7 @@ class Reporter:
             parts.done,
             parts.expected,
             unformed,
+            tally,
             at,
         )
         self._finals[scope, patient, slide] = row

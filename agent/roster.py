@@ -58,6 +58,9 @@ class Roster:
         patients = sorted({key.patient for key in (*self._counted, *self._finished)})
         self._open: dict[str, float | None] = dict.fromkeys(patients)
         """Open patients → monotonic seconds of their last byte (None: before the restart), oldest patient first."""
+        self._met = set(patients)
+        """Patients ever seen."""
+        self._first_look = True
         self.last_byte_s: float | None = None
 
     def arrival(self, part: Part, now: float) -> Arrival:
@@ -85,8 +88,11 @@ class Roster:
     def receive(self, part: Part, now: float) -> Iterator[Told]:
         """New bytes of a part: its patient is on the table, and the one before may have ended."""
         patient = part.slide.patient
-        if patient not in self._open and self._patience.next_ends_patient:
+        # Only somebody new ends the patient on the table: not late bytes of an earlier one, and not what lay in the
+        # folder already when the agent started.
+        if patient not in self._met and not self._first_look and self._patience.next_ends_patient:
             yield from self.close_patients()
+        self._met.add(patient)
         self._open[patient] = self.last_byte_s = now
         slide = self._slides[part.slide]
         slide.acquisition.receive(now)
@@ -103,6 +109,9 @@ class Roster:
     def part_done(self, part: Part, now: float) -> Iterator[Told]:
         """Every segment of a part has been seen."""
         slide = self._slides[part.slide]
+        if unformed := self._unformed(slide, part):
+            # Both files are whole, so every patch must have come out: anything else is a mistake of ours.
+            raise AssertionError(f"{len(unformed)} patches of a complete part never came out of the assembler")
         slide.acquisition.done.add(part)
         self._assembler.forget(part)
         if slide.acquisition.all_done and slide.acquisition.state in (State.RECEIVING, State.STALLED):
@@ -122,6 +131,7 @@ class Roster:
 
     def silence(self, now: float) -> Iterator[Told]:
         """What the time that has passed without bytes means."""
+        self._first_look = False
         for slide in list(self._slides.values()):
             limit = self._limit_s(slide)
             if limit is not None and slide.acquisition.quiet_s(now) >= limit:
@@ -204,10 +214,14 @@ class Roster:
         unformed: Counter[str] = Counter()
         for arrival in slide.arrivals.values():
             if arrival.part not in slide.acquisition.done:
-                counted = self._counted.get(slide.acquisition.slide, set())
-                missing = [key for key in self._assembler.planned(arrival.part) if key not in counted]
+                missing = self._unformed(slide, arrival.part)
                 unformed.update({arrival.why_unformed(): len(missing)} if missing else {})
         yield SlideClosed(slide.acquisition.slide, dict(sorted(unformed.items())))
+
+    def _unformed(self, slide: _Slide, part: Part) -> list[PatchKey]:
+        """Patches of a part's grid that have not come out."""
+        counted = self._counted.get(slide.acquisition.slide, set())
+        return [key for key in self._assembler.planned(part) if key not in counted]
 
     def _tell(self, slide: _Slide) -> Iterator[Told]:
         acquisition = slide.acquisition

@@ -33,6 +33,7 @@ from agent.profile_folder import load_profile_folder
 from agent.reader import Reader
 from agent.reducer import Reducer
 from agent.roster import Patience
+from agent.settings import load_settings
 from agent.watch import Changes
 from models.contract import ModelInput, SlideKey
 from models.posterior import FRACTION_BITS, Posterior
@@ -67,9 +68,9 @@ class FinishedFolder:
         return math.inf
 
 
-def finished_folders(paths: list[Path]) -> list[FinishedFolder]:
+def finished_folders(paths: list[Path], naming: NamingSettings | None = None) -> list[FinishedFolder]:
     """The folders to read. A file belongs to the nearest folder above it from which a naming rule knows it."""
-    layouts = Layouts(rules_of(NamingSettings()), Plain(), by_tags=True)
+    layouts = Layouts(rules_of(naming or NamingSettings()), Plain(), by_tags=True)
     folders: dict[Path, list[str]] = {}
     for path in paths:
         if path.is_dir():
@@ -89,11 +90,12 @@ def finished_folders(paths: list[Path]) -> list[FinishedFolder]:
 class Scorer:
     """Runs the reader and the reducer in one thread over finished folders."""
 
-    def __init__(self, profile: LoadedProfile, reducer: Reducer) -> None:
+    def __init__(self, profile: LoadedProfile, reducer: Reducer, naming: NamingSettings | None = None) -> None:
         self.reducer = reducer
         self.patches: list[CountedPatch] = []
         self.problems: list[Problem] = []
         self._profile = profile
+        self._naming = naming or NamingSettings()
         self._batcher = Batcher(reducer.engine.batch_size, math.inf)
 
     def score(self, folder: FinishedFolder) -> Iterator[int]:
@@ -101,7 +103,7 @@ class Scorer:
         spec = self._profile.spec
         reader = Reader(
             folder,
-            Layouts(rules_of(NamingSettings()), Plain(), by_tags=True),
+            Layouts(rules_of(self._naming), Plain(), self._naming.tags, self._naming.tags_first_number),
             Plain(),
             MODALITIES[spec.modality].make_assembler(spec),
             open_parser,
@@ -125,7 +127,7 @@ class Scorer:
     def _everything(reader: Reader) -> Iterator[Told]:
         yield from reader.poll(0.0)
         yield from reader.poll(0.0)  # files that waited for another file, and files whose tags place them
-        yield from reader.close_patient(None)
+        yield from reader.close()
 
     def _run(self, batch: Batch | None) -> Iterator[int]:
         if batch is not None:
@@ -186,20 +188,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = HELP
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder or file of finished slides")
     parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="profile folder")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="take `naming` and engine threads from here")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write patches, slides and patients as JSON")
     parser.add_argument("--backend", metavar="B", help="engine to use (default: openvino where built, else eager)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the engine (0: every core)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine (0, the default: every core)")
     parser.add_argument("--json", action="store_true", help="print the JSON without the patches instead of a table")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run `agent score`; returns the exit code. Raises AgentError."""
     host.configure_logging("warning", "console")
-    folders = finished_folders(args.paths)
+    settings = load_settings(args.config) if args.config else None
+    naming = settings.naming if settings else NamingSettings()
+    threads = args.threads if args.threads is not None else settings.engine.threads if settings else 0
+    folders = finished_folders(args.paths, naming)
     profile = load_profile_folder(args.profile)
     order = [args.backend] if args.backend else ["openvino", "eager"]
-    choice = choose(args.profile, profile, order, args.threads)
-    scorer = Scorer(profile, Reducer(choice.engine, profile.spec))
+    choice = choose(args.profile, profile, order, threads)
+    scorer = Scorer(profile, Reducer(choice.engine, profile.spec), naming)
     started = time.monotonic()
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"patches ({choice.engine.name} {choice.engine.precision})", total=None)
@@ -227,7 +233,8 @@ def _print(document: dict[str, Any], seconds: float) -> None:
     console = Console()
     table = Table("patient", "slide", "predicted", "confidence", "used", "rejected", title="research use only")
     for row in [*document["slides"], *document["patients"]]:
-        mark = " ≥ 0.77" if row["high_confidence"] else ""
+        mark = " high" if row["high_confidence"] else ""
+        mark += ", little tissue" if row["low_tissue"] else ""
         rejected = row["counts"]["seen"] - row["counts"]["used"]
         name = row.get("slide", "all slides")
         predicted = row["predicted"] or "no usable patch"

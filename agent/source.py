@@ -97,6 +97,10 @@ class Source:
             self._settled_tried = not at_once
             self.reported.clear()
 
+    def rest(self) -> None:
+        """Nothing to gain here until the file changes."""
+        self._settled_tried = True
+
     def standing(self) -> str:
         """How far a file came, for people."""
         if self.header is None:

@@ -71,6 +71,11 @@ class Tail:
         finally:
             os.close(descriptor)
 
+    def stamp(self, now: float) -> tuple[int, int]:
+        """(size, mtime in ns) as they are now; the size is -1 when the file is gone."""
+        with self.visit(now) as (_, window):
+            return (-1, -1) if window is None else (self.size, self._mtime_ns)
+
     def quiet_s(self, now: float) -> float:
         """Seconds since the file last changed, as far as visits saw."""
         return now - self.changed_at

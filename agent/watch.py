@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,11 +19,14 @@ from typing import Literal
 import structlog
 from watchdog.events import DirCreatedEvent, DirMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.api import BaseObserver, EventEmitter
+
+from agent.mounts import file_system_of, is_network
 
 Stamp = tuple[int, int, int, int]
 """(inode, size, mtime and ctime in ns): what a scan compares. A mended permission shows in ctime only."""
-NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ncpfs", "afs", "ceph", "glusterfs", "virtiofs"}
+EVENTS_RETRY_S = 60.0
+"""Pause before events are tried again after the kernel refused them."""
 MAX_HINTS = 65_536
 """Paths remembered from events; beyond it a scan looks at everything instead."""
 
@@ -38,28 +42,6 @@ class Changes:
     """How many of the touched ones no event had announced (0 where there are no events)."""
     unavailable: str | None = None
     """Why the folder itself could not be read; None when it could."""
-
-
-def file_system_of(path: Path, mounts: str | None = None) -> str:
-    """Type of the file system that holds `path`, e.g. "ext4" (proc(5), /proc/self/mountinfo); "" when unknown."""
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text()
-        except OSError:
-            return ""
-    best, kind = "", ""
-    real = str(path.resolve())
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
-        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
-
-
-def is_network(kind: str) -> bool:
-    """Whether a file system may be written by another host without an event here."""
-    return kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse")
 
 
 def _stamp(status: os.stat_result) -> Stamp:
@@ -116,6 +98,8 @@ class Watch:
         self._next_scan = float("-inf")
         self._scanned_once = False
         self._told_no_events = False
+        self._next_start = float("-inf")
+        self._told_forbidden: set[str] = set()
         self._root: tuple[int, int] | None = None
         """Device and inode of the folder at the last scan."""
         self._log = structlog.get_logger("watch")
@@ -125,15 +109,22 @@ class Watch:
         if not self._events:
             self._log.info("watching", by="scan", file_system=file_system_of(self.folder))
             return
+        if not self.folder.is_dir():
+            return  # the scan says so, and start is tried again
         # watchdog warns with the paths of the folder in it: identities, which must not reach the log.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
-        observer = Observer()
-        observer.name = "watch-events"
-        observer.schedule(_Hints(self._hints, self._wake), str(self.folder), recursive=True)
+        emitters: list[EventEmitter] = []
         try:
+            observer = Observer()
+            observer.name = "watch-events"
+            observer.schedule(_Hints(self._hints, self._wake), str(self.folder), recursive=True)
+            emitters = list(observer.emitters)
             observer.start()
         except OSError as error:
-            # No inotify watches left, or no such folder yet: the scan carries on alone and start is tried again.
+            # No inotify watch or instance left: the scan carries on alone, and start is tried again in a while.
+            for emitter in emitters:
+                emitter.stop()  # or each attempt would keep its descriptors
+            self._next_start = time.monotonic() + EVENTS_RETRY_S
             if not self._told_no_events:
                 self._log.warning("no_events", detail=error.strerror)
             self._told_no_events = True
@@ -157,7 +148,7 @@ class Watch:
         hinted, whole = self._drain()
         touched = {path for path in hinted if self._look(path)}
         if not whole and now < self._next_scan:
-            removed = [path for path in hinted if path in self._known and not (self.folder / path).exists()]
+            removed = [path for path in hinted if path in self._known and self._is_gone(path)]
             for path in removed:
                 del self._known[path]
             return Changes(sorted(touched), sorted(removed), unavailable=self.unavailable)
@@ -167,12 +158,13 @@ class Watch:
         if found is None:
             return Changes(sorted(touched), unavailable=self.unavailable)
         found_by_scan = {path for path, stamp in found.items() if self._known.get(path) != stamp}
-        removed = [path for path in self._known if path not in found]
+        # What another folder under this name (an unmounted share's empty mount point) lacks was not removed.
+        removed = [] if self.unavailable else [path for path in self._known if path not in found]
         self._known = found
         alone = len(found_by_scan - touched) if self._observer is not None and self._scanned_once and not whole else 0
         self.scan_only_finds += alone
         self._scanned_once = True
-        return Changes(sorted(touched | found_by_scan), sorted(removed), alone)
+        return Changes(sorted(touched | found_by_scan), sorted(removed), alone, self.unavailable)
 
     def _drain(self) -> tuple[set[str], bool]:
         whole = len(self._hints) == MAX_HINTS
@@ -206,13 +198,22 @@ class Watch:
             # Not "everything was removed": an unmounted share says nothing about its files.
             self.unavailable = error.strerror or str(error)
             return None
+        self.unavailable = None
         if self._root not in (None, (status.st_dev, status.st_ino)):
-            self._log.warning("folder_replaced", detail="another folder has this name now; events start again")
+            self.unavailable = "another folder has taken its place (was a share unmounted?)"
             self.stop()
             self.start()
         self._root = (status.st_dev, status.st_ino)
-        self.unavailable = None
         return found
+
+    def _is_gone(self, path: str) -> bool:
+        try:
+            (self.folder / path).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # cannot be told now: the scan will
+        return False
 
     def _walk(self, folder: str, prefix: str) -> Iterator[tuple[str, Stamp]]:
         with os.scandir(folder) as entries:
@@ -225,8 +226,13 @@ class Watch:
                         yield f"{prefix}{entry.name}", _stamp(status)
                 except FileNotFoundError:
                     continue  # vanished between listing and looking
-                except PermissionError as error:
-                    self._log.warning("not_permitted", detail=str(error.strerror))
+                except PermissionError:
+                    # Its files are not gone, they only cannot be seen now.
+                    inside = f"{prefix}{entry.name}"
+                    yield from ((p, s) for p, s in self._known.items() if p == inside or p.startswith(f"{inside}/"))
+                    if inside not in self._told_forbidden:
+                        self._told_forbidden.add(inside)
+                        self._log.warning("not_permitted", detail="a folder or file cannot be looked at")
 
     def _supervise(self) -> None:
         """Start listening again when one of watchdog's threads has died or could not start."""
@@ -235,7 +241,7 @@ class Watch:
         if self._observer is not None:
             self._log.warning("events_lost", detail="the event thread died; it is started again")
             self.stop()
-        if self._scanned_once:
+        if self._scanned_once and time.monotonic() >= self._next_start:
             self.start()
 
     def _listens(self) -> bool:

@@ -24,7 +24,7 @@ from models.contract import SlideKey
 
 Work = Batch | Progress | SlideClosed | PatientClosed | Problem
 KEPT_PATIENTS = 32
-"""Ended patients whose patches stay in memory, should another specimen of theirs arrive."""
+"""Ended patients whose patches stay in memory one by one; of those before, only the exact sums and counts stay."""
 
 
 class Worker:
@@ -135,7 +135,7 @@ class Worker:
         self._ended.move_to_end(patient)
         while len(self._ended) > KEPT_PATIENTS:
             self._tell()
-            self._reducer.forget(self._ended.popitem(last=False)[0])
+            self._reducer.freeze(self._ended.popitem(last=False)[0])
 
     def _point_to(self, slide: SlideKey | None) -> None:
         self._current = slide

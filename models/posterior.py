@@ -70,6 +70,7 @@ class Tally:
     _sums: list[int] = field(init=False)
     _outcomes: dict[PatchKey, str | None] = field(init=False, default_factory=dict)
     _rejected: Counter[str] = field(init=False, default_factory=Counter)
+    _frozen: Counts | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Start with nothing counted."""
@@ -82,7 +83,7 @@ class Tally:
         """Count a patch with its fixed-point probabilities; False when it was counted before."""
         if len(values) != self.classes:
             raise AssertionError(f"{len(values)} values for {self.classes} classes")
-        if key in self._outcomes:
+        if key in self._outcomes or self._frozen is not None:
             return False
         self._outcomes[key] = None
         self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
@@ -90,15 +91,28 @@ class Tally:
 
     def reject(self, key: PatchKey, reason: str) -> bool:
         """Count a patch as seen but not used; False when it was counted before."""
-        if key in self._outcomes:
+        if key in self._outcomes or self._frozen is not None:
             return False
         self._outcomes[key] = reason
         self._rejected[reason] += 1
         return True
 
+    def freeze(self) -> None:
+        """Keep the exact sums and counts and forget which patches they are made of; nothing can be added any more."""
+        self._frozen, self._outcomes = self.counts, {}
+
+    @classmethod
+    def frozen(cls, sums: tuple[int, ...], counts: Counts) -> Tally:
+        """A tally of patches that are not known one by one any more."""
+        tally = cls(len(sums))
+        tally._sums, tally._frozen = list(sums), counts
+        return tally
+
     @property
     def counts(self) -> Counts:
         """Used and rejected patches so far."""
+        if self._frozen is not None:
+            return self._frozen
         return Counts(len(self._outcomes) - self._rejected.total(), dict(sorted(self._rejected.items())))
 
     @property

@@ -94,6 +94,8 @@ class Profile(Frozen):
         missing = {WEIGHTS, GOLDEN} - set(self.files)
         if missing:
             raise ValueError(f"files must list the sha256 of {', '.join(sorted(missing))}")
+        if "high_confidence" not in self.operating_points:
+            raise ValueError("operating_points must state high_confidence")
         strange = [name for name in self.files if "/" in name or name.startswith(".") or name == MANIFEST]
         if strange:
             raise ValueError(f"files must be plain names beside {MANIFEST}, not {', '.join(strange)}")

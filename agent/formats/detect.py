@@ -34,4 +34,4 @@ def open_parser(window: Window, limits: Limits, planes: int | None) -> Parser | 
         return FORMATS[verdicts.index(True)][1](limits, planes)
     if True in verdicts or None in verdicts:
         return None
-    raise FormatError("not_an_image", f"first bytes {written[:8].hex(' ')} are neither DICOM nor TIFF")
+    raise FormatError("not_an_image", f"the first bytes ({written[:4].hex(' ')}) are neither DICOM nor TIFF")

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.messages import Counts, EngineRef, Health, QueueState
 from agent.metrics import serve_metrics
-from tests.brokers import free_port
+from tests.brokers import free_port, wait_until
 
 
 def health(**changes: Any) -> Health:
@@ -105,10 +105,12 @@ def test_it_listens_on_loopback_only(endpoint: Endpoint) -> None:
 
 def test_stop_frees_the_port_and_ends_the_thread() -> None:
     """Behind stop nothing listens and no thread is left."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     endpoint = Endpoint()
     endpoint.scrape()
+    own = set(threading.enumerate()) - before
+    assert own
     endpoint.stop()
-    assert threading.active_count() == before
+    wait_until(lambda: not any(thread.is_alive() for thread in own), "its threads end")
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", endpoint.port), timeout=10)

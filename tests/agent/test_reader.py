@@ -359,3 +359,100 @@ def test_a_file_without_permission_is_told_once_and_read_when_it_can_be(unprivil
     path.chmod(0o600)
     folder.turn(seconds=5)
     assert folder.outcomes()[SLIDE].state is State.COMPLETE
+
+
+def test_old_patients_in_the_folder_end_nobody(folder: Folder) -> None:
+    """What lay there at the start, and late bytes of an earlier patient, do not end the patient on the table."""
+    files = slide_files("strips-b", "1")
+    cut = strip_b(1, 1)
+    for name, content in files.items():
+        (folder.folder.folder / "OLD" / PurePosixPath(*name.parts[1:])).parent.mkdir(parents=True, exist_ok=True)
+        old = folder.folder.folder / "OLD" / PurePosixPath(*name.parts[1:])
+        old.write_bytes(content[:900_000] if name == cut else content)
+        folder.put(name, content[:1_000_000])
+    folder.restart()
+    folder.turn()
+    assert not folder.closed
+    for name, content in files.items():
+        folder.put(PurePosixPath("NEW", *name.parts[1:]), content)
+    assert {c.patient for c in folder.closed if isinstance(c, PatientClosed)} == {"OLD", "PAT"}
+    folder.closed.clear()
+    folder.put(PurePosixPath("OLD", *cut.parts[1:]), b"late", more=True)
+    assert not folder.closed
+
+
+def test_a_counter_that_starts_elsewhere_is_told(folder: Folder) -> None:
+    """Naming A from number 1 while the settings say 0: nothing is paired, and after a while it is told, once."""
+    for index, content in enumerate(slide_files("strips-a", "1").values()):
+        folder.put(PurePosixPath(f"PAT_1_{index + 1}.dcm"), content)
+    folder.turn(seconds=119)
+    assert not folder.problems
+    folder.turn(seconds=2)
+    folder.turn(seconds=200)
+    assert folder.reasons() == {"waiting": 1}
+    assert "number 0" in folder.problems[0].detail
+    assert not folder.outcomes()
+
+
+def test_a_temporary_name_that_nobody_knows_counts_nothing_twice(folder: Folder) -> None:
+    """Files written as X.dcm.export and renamed: one slide, no ghost, no alert."""
+    for name, content in slide_files("strips-a", "1").items():
+        strange = name.with_name(name.name + ".export")
+        folder.put(strange, content[: len(content) // 2])
+        folder.put(strange, content[len(content) // 2 :], more=True)
+        (folder.folder.folder / strange).rename(folder.folder.folder / name)
+        folder.folder.removed.append(str(strange))
+        folder.turn(str(name))
+    folder.turn(seconds=2)
+    (outcome,) = folder.outcomes().values()
+    assert outcome.state is State.COMPLETE and outcome.posterior.counts.seen == 2 * PATCHES
+    assert not folder.problems
+
+
+@pytest.mark.parametrize("when", ["together", "afterwards"])
+def test_a_copy_among_files_placed_by_tags_changes_nothing(folder: Folder, when: str) -> None:
+    """A copy under another name is told as a duplicate and not read, during the slide and after it."""
+    files = list(slide_files("strips-a", "1").values())
+    if when == "together":
+        folder.put(PurePosixPath("copy.dcm"), files[0])
+    for index, content in enumerate(files):
+        folder.put(PurePosixPath(f"export{index}.dcm"), content)
+    if when == "afterwards":
+        folder.put(PurePosixPath("copy.dcm"), files[0])
+    folder.turn(seconds=2)
+    assert folder.reader.wait_s(folder.now) > 1
+    folder.turn(seconds=200)
+    (outcome,) = folder.outcomes().values()
+    assert outcome.state is State.COMPLETE and outcome.posterior.counts.seen == 2 * PATCHES
+    assert folder.reasons() == ({"duplicate": 1} if when == "together" else {})
+    assert [type(closed) for closed in folder.closed] == [SlideClosed]
+
+
+def test_a_copy_takes_over_when_the_first_file_is_lost(folder: Folder) -> None:
+    """A reserve that was told as a duplicate is read when the file before it vanishes half-way."""
+    files = slide_files("strips-b", "1")
+    first, copy = strip_b(0, 0), PurePosixPath("PAT/1/strips/CH2/IMG000006.dcm")
+    folder.put(first, files[first][:2_000_000])
+    for name, content in files.items():
+        if name != first:
+            folder.put(name, content)
+    folder.put(copy, files[first])
+    (folder.folder.folder / first).unlink()
+    folder.folder.removed.append(str(first))
+    folder.turn()
+    outcome = folder.outcomes()[SLIDE]
+    assert outcome.state is State.COMPLETE and outcome.posterior.counts.seen == 2 * PATCHES
+    assert folder.reasons() == {"duplicate": 1, "vanished": 1}
+
+
+def test_a_change_after_the_end_is_told_once(folder: Folder) -> None:
+    """A file of a complete slide that is written again changes no answer, but it is told."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        folder.put(name, content)
+    before = folder.outcomes()
+    folder.turn(*(str(name) for name in files))
+    for _ in range(3):
+        folder.put(strip_b(0, 0), b"more", more=True)
+    assert folder.reasons() == {"changed_late": 1}
+    assert folder.outcomes() == before

@@ -44,7 +44,7 @@ class Table:
     def arrive(self, part: Part, now: float, expected: int | None = 2) -> Source:
         """The first bytes of a part's file, which tell its shape."""
         source = Source(Path("file"), f"file{next(self._number)}", None, now)
-        self.roster.arrival(part, now).add(source, 0)
+        self.roster.arrival(part, now).sources.setdefault(0, []).append(source)
         self.told += self.roster.receive(part, now)
         if expected is not None:
             expected = self.assembler.begin(part, 0, 2000, 1000)
@@ -52,7 +52,9 @@ class Table:
         return source
 
     def finish(self, part: Part, now: float) -> None:
-        """Every segment of a part has been seen."""
+        """Every segment of a part has been seen, and every patch of it came out."""
+        for key in self.assembler.planned(part):
+            self.roster.count(key)
         self.told += self.roster.part_done(part, now)
 
     def silence(self, now: float) -> list[Told]:
@@ -151,6 +153,7 @@ def test_only_a_slide_without_any_file_is_abandoned() -> None:
 def test_the_next_patient_ends_this_one_where_settings_say_so(next_ends: bool) -> None:
     """The first byte of another patient closes the open one, slides before patient; or it does not."""
     table = Table(Patience(1.0, 100.0, 20.0, 1000.0, next_ends_patient=next_ends))
+    table.silence(0.0)  # what lay in the folder at the start ends nobody
     table.arrive(strip(0), 0.0)
     table.arrive(strip(1), 0.0)
     table.finish(strip(0), 0.0)

@@ -326,8 +326,9 @@ def test_unformed_patches_count_as_rejected_until_they_come() -> None:
     room = EngineRoom()
     room.work(batch([0]), progress(State.STALLED, 1), SlideClosed(SLIDE, {"truncated": 3}))
     assert room.said("slide.final")[0]["counts"] == {"seen": 4, "used": 1, "rejected": {"truncated": 3}}
-    room.work(progress(State.RECEIVING, 1), batch([1, 2, 3]), progress(State.COMPLETE, 2), SlideClosed(SLIDE))
-    assert room.said("slide.posterior")[-1]["counts"] == {"seen": 4, "used": 4, "rejected": {}}
+    room.work(progress(State.RECEIVING, 1), batch([1]))
+    assert room.said("slide.posterior")[-1]["counts"] == {"seen": 2, "used": 2, "rejected": {}}
+    room.work(batch([2, 3]), progress(State.COMPLETE, 2), SlideClosed(SLIDE))
     assert room.said("slide.final")[1]["counts"] == {"seen": 4, "used": 4, "rejected": {}}
 
 
@@ -461,17 +462,40 @@ def test_an_alert_without_a_slide_and_with_a_long_detail() -> None:
     assert alert["detail"] == "x" * 1000
 
 
-def test_patients_who_ended_long_ago_are_forgotten() -> None:
-    """Only so many ended patients stay in memory, the latest ones; all of their finals were said."""
+def test_of_patients_who_ended_long_ago_the_sums_stay() -> None:
+    """Their patches are freed, yet a slide that comes later is added to what their complete slides amounted to."""
     room = EngineRoom()
     names = [f"P{number:03d}" for number in range(KEPT_PATIENTS + 5)]
     works: list[Work] = []
     for name in names:
-        works += [batch([], [(0, "empty")], SlideKey(name, "S")), PatientClosed(name)]
+        slide = SlideKey(name, "S")
+        works += [batch([0, 1], [(2, "empty")], slide), progress(State.COMPLETE, 2, 2, slide)]
+        works += [SlideClosed(slide), PatientClosed(name)]
     room.work(*works)
-    assert {slide.patient for slide in room.reducer.slides} == set(names[-KEPT_PATIENTS:])
-    assert [final["patient"] for final in room.said("patient.final")] == names
-    assert len(room.rows()) == len(names)
+    later = SlideKey(names[0], "T")
+    room.work(batch([3], (), later), batch([0], (), SlideKey(names[0], "S")), PatientClosed(names[0]))
+    first, second = (final for final in room.said("patient.final") if final["patient"] == names[0])
+    assert (first["slides"], first["counts"]["used"]) == (1, 2)
+    assert second["slides"] == 2
+    assert second["counts"] == {"seen": 4, "used": 3, "rejected": {"empty": 1}}
+    assert second["supersedes"] == first["event_id"]
+
+
+def test_pruned_patients_keep_their_answer() -> None:
+    """After a restart without their patches, slides stand as their finals said, and nothing is said anew."""
+    before = EngineRoom()
+    whole, bad = SlideKey("P", "1"), SlideKey("P", "2")
+    works: list[Work] = [batch([0, 1], (), whole), progress(State.COMPLETE, 2, 2, whole), SlideClosed(whole)]
+    before.work(
+        *works, progress(State.STALLED, 0, 2, bad), SlideClosed(bad, {"missing_channel": 42}), PatientClosed("P")
+    )
+    after = EngineRoom(finals=before.finals())
+    after.work(SlideClosed(whole), PatientClosed("P"))
+    assert not after.finals()
+    after.work(batch([5], (), SlideKey("P", "3")), PatientClosed("P"))
+    (final,) = after.said("patient.final")
+    assert final["revision"] == 2 and final["slides"] == 3 and final["state"] == "receiving"
+    assert final["counts"] == {"seen": 45, "used": 3, "rejected": {"missing_channel": 42}}
 
 
 class WrongEngine(FakeEngine):

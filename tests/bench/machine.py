@@ -51,6 +51,28 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
+class Company:
+    """How much of the processor others took, from its making on; children count as ours once they have ended."""
+
+    def __init__(self) -> None:
+        self._started = (time.monotonic(), _busy_s(), _own_s())
+
+    def share(self) -> float:
+        """Processor time of everybody else over all there was, 0..1 (proc_stat(5); time stolen by a host counts)."""
+        wall_s, busy_s, own_s = np.subtract((time.monotonic(), _busy_s(), _own_s()), self._started)
+        return max(0.0, float((busy_s - own_s) / (wall_s * (os.cpu_count() or 1))))
+
+
+def _busy_s() -> float:
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def rss_bytes(pid: int) -> int:
     """Resident memory of a process, bytes (proc_pid_statm(5))."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

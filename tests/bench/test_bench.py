@@ -25,7 +25,7 @@ from tests.bench.__main__ import main
 from tests.bench.figures import Spread
 from tests.bench.latency import WriteLog, evaluate
 from tests.bench.live import Heard
-from tests.bench.machine import gflop_per_patch, rss_bytes
+from tests.bench.machine import Company, gflop_per_patch, rss_bytes
 from tests.bench.memory import MIB, Sample
 from tests.bench.naive import PatchFiles, published_way
 from tests.bench.pipeline import Peak, max_difference, outcome, write_patches
@@ -87,6 +87,7 @@ def test_the_table_compares_with_the_published_way(patches: Path) -> None:
     assert rows["openvino-strips"]["share_of_engine"]["median"] == pytest.approx(0.5)
     assert rows["openvino-strips"]["share_of_peak"] == pytest.approx(12 / 24)
     assert rows["naive"]["cpu_ms"]["median"] == pytest.approx(250)
+    assert found.figures["disturbed"]  # the published way took 6 s, then 3
     found.show(QUIET)
     with pytest.raises(ValueError, match="2 patches are in one of the two only"):
         max_difference({"0_0": [1.0]}, {"0_300": [1.0]})
@@ -214,6 +215,14 @@ def test_rss_is_this_process_own_size() -> None:
     before = rss_bytes(os.getpid())
     kept = np.ones(64 * MIB, np.uint8)
     assert rss_bytes(os.getpid()) - before >= 0.9 * kept.nbytes
+
+
+def test_company_is_what_others_take_and_not_we() -> None:
+    """Our own work does not count as company; the share stays within 0 and 1."""
+    company = Company()
+    total = sum(number * number for number in range(300_000))
+    assert total > 0
+    assert 0 <= company.share() <= 1.01
 
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

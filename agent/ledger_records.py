@@ -1,0 +1,72 @@
+"""What the ENGINE room hands to the SENDER room, and what the ledger gives back after a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from agent.topics import Message
+from models.contract import PatchKey, SlideKey
+
+
+class CountedPatch(NamedTuple):
+    """One patch as the reducer counted it: exactly one of `values` and `rejected` is given."""
+
+    key: PatchKey
+    values: tuple[int, ...] | None
+    """[K] fixed-point probabilities, signed 64 bit."""
+    rejected: str | None
+
+
+@dataclass(frozen=True)
+class FinalRow:
+    """The latest final of a slide or patient under one profile."""
+
+    scope: Literal["slide", "patient"]
+    patient: str
+    slide: str
+    """Empty for a patient."""
+    revision: int
+    event_id: str
+    fingerprint: str
+    """sha256 of what it said: the same data again must not make another revision."""
+    state: str = "complete"
+    """What it said of the acquisition (agent.acquisition.State)."""
+    done: int = 0
+    """Parts of which every segment had been seen."""
+    expected: int | None = None
+    """Parts that the slide has; None where only silence can tell."""
+    unformed: str = "{}"
+    """JSON, reason → patches that were announced but never came."""
+    tally: str = ""
+    """JSON {"sums", "used", "rejected"}: a slide's exact tally, for when its patches are pruned; else empty."""
+    at: float = 0.0
+    """When it was said, seconds since the epoch."""
+
+    @property
+    def is_finished_slide(self) -> bool:
+        """Whether this slide's files need not be read again after a restart."""
+        return self.scope == "slide" and self.state == "complete" and self.expected is not None
+
+    @property
+    def of_slide(self) -> SlideKey:
+        """The slide that a slide's final speaks of."""
+        return SlideKey(self.patient, self.slide)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step of the ENGINE room did; written whole or not at all."""
+
+    profile_sha256: str
+    patches: tuple[CountedPatch, ...] = ()
+    messages: tuple[Message, ...] = ()
+    """Those that are not durable are ignored by the ledger."""
+    finals: tuple[FinalRow, ...] = ()
+
+
+class OutboxRow(NamedTuple):
+    """A message not yet acknowledged. `seq` is never used again, so a late PUBACK cannot hit another row."""
+
+    seq: int
+    message: Message
