@@ -37,10 +37,14 @@ def load_network(profile: LoadedProfile) -> Any:
     Raises ValueError when the weights do not fit the network of the profile.
     """
     import_torch()
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     network = MODALITIES[profile.spec.modality].build_network(profile.spec)
-    network.load_weights(load(profile.weights))
+    try:
+        network.load_weights(load(profile.weights))
+    except SafetensorError as error:
+        raise ValueError(f"the weights are not safetensors: {error}") from error
     return network.eval()
 
 

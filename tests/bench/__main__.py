@@ -74,14 +74,14 @@ def run(names: Sequence[str], profile: Path, json_file: Path | None, console: Co
     console.print(table)
     engine = ensure_engine(profile, console)
     console.print(f"profile {profile.name}, engine {engine}\n", highlight=False)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for name in names:
         outcomes.append(BENCHMARKS[name](profile, console))
         outcomes[-1].show(console)
-    if json_file is not None:
-        found = {outcome.name: outcome.document() for outcome in outcomes}
-        document = {"machine": machine, "profile": profile.name, "engine": engine, **found}
-        json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if json_file is not None:  # after each, so that a later failure loses nothing
+            found = {outcome.name: outcome.document() for outcome in outcomes}
+            document = {"machine": machine, "profile": profile.name, "engine": engine, **found}
+            json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0 if all(promise.kept for outcome in outcomes for promise in outcome.promises) else 1
 
 

@@ -100,10 +100,9 @@ def measure(profile: Path, console: Console, repetitions: int = 3, strip_s: floa
             patient = f"LATENCY_{number}"
             files = list(plan(strips, "strips-b", patient, "1"))
             logs = _write(live, files, strip_s)
-            live.wait_for_final(patient, "1", WAIT_S, lambda: None)
-            found.append(evaluate(live.results(patient, "1"), logs, spec, live.engine()["batch"]))
-        engine = live.engine()
-    return _outcome(found, f"{engine['name']} {engine['precision']}", strip_s)
+            final = live.wait_for_final(patient, "1", WAIT_S, lambda: None)
+            found.append(evaluate(live.results(patient, "1"), logs, spec, live.batch()))
+    return _outcome(found, final.engine, strip_s)
 
 
 def _write(live: Stage, files: list[PlannedFile], strip_s: float) -> list[WriteLog]:

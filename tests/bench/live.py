@@ -64,6 +64,11 @@ class Heard:
         return int(self.body["counts"]["seen"])
 
     @property
+    def engine(self) -> str:
+        """What answered, e.g. `openvino bf16`."""
+        return "{name} {precision}".format(**self.body["engine"])
+
+    @property
     def delivery_ms(self) -> float:
         """From the time that the message states of itself to its arrival; both clocks are this machine's."""
         made = datetime.fromisoformat(self.body["time"]).timestamp() - (time.time() - time.monotonic())
@@ -109,9 +114,9 @@ class Stage:
                 raise TimeoutError(f"no final of {patient}/{slide} within {limit_s:.0f} s")
             time.sleep(POLL_S)
 
-    def engine(self) -> dict[str, Any]:
-        """What the agent logged about its engine: name, precision, batch."""
-        return self.agent.events("engine")[-1]
+    def batch(self) -> int:
+        """Rows of the engine's one batch shape, as the agent logged it."""
+        return int(self.agent.events("engine")[-1]["batch"])
 
 
 @contextmanager

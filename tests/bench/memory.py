@@ -18,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from agent.imager import plan
 from models.srh.phantom import PhantomSlide, strip
 from tests.bench.figures import Outcome, Promise, Spread, figure_table
-from tests.bench.live import Stage, stage
+from tests.bench.live import Heard, Stage, stage
 from tests.bench.machine import rss_bytes
 
 SLIDES = 50
@@ -53,10 +53,10 @@ def measure(profile: Path, console: Console, slides: int = SLIDES, source: Phant
             task = bar.add_task("memory: slides", total=slides)
             samples = []
             for number in range(slides):
-                samples.append(_send(live, originals, Path(folder) / "once", f"MEMORY_{number}"))
+                sample, final = _send(live, originals, Path(folder) / "once", f"MEMORY_{number}")
+                samples.append(sample)
                 bar.advance(task)
-            engine = live.engine()
-    return outcome(samples, f"{engine['name']} {engine['precision']}")
+    return outcome(samples, final.engine)
 
 
 def _write_once(folder: Path, source: PhantomSlide, console: Console) -> list[Path]:
@@ -71,7 +71,7 @@ def _write_once(folder: Path, source: PhantomSlide, console: Console) -> list[Pa
     return below
 
 
-def _send(live: Stage, originals: Sequence[Path], folder: Path, patient: str) -> Sample:
+def _send(live: Stage, originals: Sequence[Path], folder: Path, patient: str) -> tuple[Sample, Heard]:
     process = live.agent.process
     assert process is not None
     pid = process.pid
@@ -83,7 +83,7 @@ def _send(live: Stage, originals: Sequence[Path], folder: Path, patient: str) ->
     sizes: list[int] = []
     final = live.wait_for_final(patient, "1", WAIT_S, lambda: sizes.append(rss_bytes(pid)))
     told = [body["rss_bytes"] for body in live.bodies("/health")]
-    return Sample(rss_bytes(pid), max(sizes), max(told, default=0), final.seen)
+    return Sample(rss_bytes(pid), max(sizes), max(told, default=0), final.seen), final
 
 
 def outcome(samples: Sequence[Sample], engine: str) -> Outcome:
