@@ -81,8 +81,8 @@ class PatientSettings(Section):
     on_command: bool = False
     """Whether the MQTT command `close-patient` finishes a patient."""
     keep_days: float = Field(30.0, gt=0)
-    """Days after a patient's final for which the ledger keeps the patches; a later slide of the same patient is then
-    judged by itself. Finals are kept for ever."""
+    """Days after a patient's final for which the ledger keeps single patches; what they amounted to is kept for
+    ever, beside the finals."""
 
 
 class PipelineSettings(Section):
