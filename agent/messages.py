@@ -142,8 +142,7 @@ class Result(Payload):
     confidence: Probability | None = None
     """The largest probability."""
     high_confidence: bool = False
-    """The published rule: confidence of at least the profile's operating point, however few patches there are. Read
-    it together with `low_tissue` and `interval`."""
+    """The published rule: confidence ≥ the operating point, however few the patches; read `low_tissue` with it."""
     counts: Counts
     low_tissue: bool
     """Fewer used patches than the profile's minimum."""

@@ -17,6 +17,8 @@ def load_profile_folder(folder: Path) -> LoadedProfile:
         if modality is None:
             raise ProfileInvalid(f"modality {profile.spec.modality!r} is not one of {', '.join(MODALITIES)}")
         modality.check(profile.spec)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ProfileError(f"cannot read the profile: {error.filename}: {error.strerror}") from error
+    except ValueError as error:
         raise ProfileError(f"profile {folder}: {error}") from error
     return profile
