@@ -107,7 +107,7 @@ def test_a_daemon_that_cannot_start_exits_with_1(tmp_path: Path, capsys: pytest.
     config.write_text("folder: imager\nstate_dir: state\nprofile: nowhere\n")
     assert main(["run", "--config", str(config)]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: profile ")
+    assert err.startswith("error: cannot read the profile: ")
     assert "Traceback" not in err
 
 
