@@ -204,7 +204,7 @@ class Roster:
                 if why not in source.reported:
                     source.reported.add(why)
                     yield Problem(why, detail, arrival.part.slide, source.file_id)
-        expected = "an unknown number" if acquisition.expected is None else str(acquisition.expected)
+        expected = "an unknown number of" if acquisition.expected is None else str(acquisition.expected)
         detail = f"nothing arrives any more; {len(acquisition.done)} of {expected} parts are complete"
         yield Problem("stalled", detail, acquisition.slide)
 
