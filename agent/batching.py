@@ -47,6 +47,11 @@ class Batcher:
         """Seconds until the deadline; None when nothing waits."""
         return None if self._oldest_s is None else max(0.0, self._oldest_s + self.deadline_s - now)
 
+    @property
+    def only_rejected(self) -> bool:
+        """Whether nothing waits that an engine would have to run: waiting longer gains nothing."""
+        return bool(self._rejected) and not self._inputs
+
     def flush(self) -> Batch | None:
         """Whatever waits, as one batch; None when nothing does."""
         if self._oldest_s is None:

@@ -66,6 +66,7 @@ class Feeder:
         while not self._token.stopping.is_set():
             self._beat()
             self._pass_on(self._reader.poll(self._clock()))
+            self._flush_rejected()
             while not self._closings.empty():
                 self._pass_on(self._reader.close_patient(self._closings.get()))
             self._flush_due()
@@ -95,6 +96,10 @@ class Feeder:
 
     def _flush_due(self) -> None:
         if self._batcher.wait_s(self._clock()) == 0:
+            self._flush()
+
+    def _flush_rejected(self) -> None:
+        if self._batcher.only_rejected:
             self._flush()
 
     def _flush(self) -> None:

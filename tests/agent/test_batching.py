@@ -103,3 +103,13 @@ def test_in_equals_out_against_an_obvious_loop(size: int, steps: list[tuple[str,
             inputs, rejected = [], []
     batches = [batch for batch in found if batch is not None]
     assert [(numbers(batch), [key.x for key, _ in batch.rejected]) for batch in batches] == expected
+
+
+def test_rejections_alone_need_not_wait() -> None:
+    """Rejections without an input to run say so; together with one they wait for its deadline."""
+    batcher = Batcher(size=4, deadline_s=1.0)
+    assert not batcher.only_rejected
+    batcher.add(patch(0, "empty"), 0.0)
+    assert batcher.only_rejected
+    batcher.add(patch(1), 0.0)
+    assert not batcher.only_rejected

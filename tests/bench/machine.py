@@ -10,7 +10,7 @@ import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,16 +51,25 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-class Company:
-    """How much of the processor others took, from its making on; children count as ours once they have ended."""
+class Spent(NamedTuple):
+    """Clocks at one moment, seconds."""
 
-    def __init__(self) -> None:
-        self._started = (time.monotonic(), _busy_s(), _own_s())
+    wall: float
+    busy: float
+    """Of all processors, by whomever; time stolen by a host counts (proc_stat(5))."""
+    own: float
+    """Of this process and its children; a child counts from its end on."""
 
-    def share(self) -> float:
-        """Processor time of everybody else over all there was, 0..1 (proc_stat(5); time stolen by a host counts)."""
-        wall_s, busy_s, own_s = np.subtract((time.monotonic(), _busy_s(), _own_s()), self._started)
-        return max(0.0, float((busy_s - own_s) / (wall_s * (os.cpu_count() or 1))))
+    @classmethod
+    def now(cls) -> Spent:
+        """As the clocks stand."""
+        return cls(time.monotonic(), _busy_s(), _own_s())
+
+
+def company(before: Spent, after: Spent, cores: int) -> float:
+    """What everybody else took of the processors between two moments, 0..1. Ticks are 10 ms: not for short times."""
+    wall_s, busy_s, own_s = (late - early for early, late in zip(before, after, strict=True))
+    return min(1.0, max(0.0, (busy_s - own_s) / (wall_s * cores)))
 
 
 def _busy_s() -> float:

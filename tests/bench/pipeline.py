@@ -29,7 +29,7 @@ from models.srh.config import srh_input
 from models.srh.gate import judge
 from models.srh.phantom import PhantomSlide, strip
 from tests.bench.figures import Outcome, Spread
-from tests.bench.machine import Company
+from tests.bench.machine import Spent, company
 from tests.bench.variants import PATCHES, PEAK, STRIPS, VARIANTS, Run
 from tests.system.processes import ROOT
 
@@ -129,9 +129,9 @@ def _write(folder: Path, file: PlannedFile) -> None:
 def _undisturbed(name: str, folder: Path, profile: Path) -> dict[str, Any]:
     """One run in a quiet moment; on a machine that has none, the last of some."""
     for _ in range(TRIES):
-        company = Company()
+        before = Spent.now()
         document = _in_a_process(name, folder, profile)
-        if company.share() <= COMPANY_LIMIT:
+        if company(before, Spent.now(), os.cpu_count() or 1) <= COMPANY_LIMIT:
             break
     return document
 

@@ -25,7 +25,7 @@ from tests.bench.__main__ import main
 from tests.bench.figures import Spread
 from tests.bench.latency import WriteLog, evaluate
 from tests.bench.live import Heard
-from tests.bench.machine import Company, gflop_per_patch, rss_bytes
+from tests.bench.machine import Spent, company, gflop_per_patch, rss_bytes
 from tests.bench.memory import MIB, Sample
 from tests.bench.naive import PatchFiles, published_way
 from tests.bench.pipeline import Peak, max_difference, outcome, write_patches
@@ -218,11 +218,18 @@ def test_rss_is_this_process_own_size() -> None:
 
 
 def test_company_is_what_others_take_and_not_we() -> None:
-    """Our own work does not count as company; the share stays within 0 and 1."""
-    company = Company()
-    total = sum(number * number for number in range(300_000))
-    assert total > 0
-    assert 0 <= company.share() <= 1.01
+    """Of 4 s on two cores, 5 s busy and 3 s of it ours, others took a quarter; ticks never lead out of 0..1."""
+    assert company(Spent(10, 100, 7), Spent(14, 105, 10), 2) == 0.25
+    assert company(Spent(0, 0, 0), Spent(0.01, 0, 0.02), 2) == 0
+    assert company(Spent(0, 0, 0), Spent(0.01, 0.05, 0), 2) == 1
+
+
+def test_clocks_count_what_we_do() -> None:
+    """Work done here moves the clocks of this process, and none goes back."""
+    before = Spent.now()
+    while (after := Spent.now()).own < before.own + 0.05:
+        sum(range(10_000))
+    assert after.wall > before.wall and after.busy >= before.busy
 
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
