@@ -91,6 +91,8 @@ class Pump:
             channel = arrival.channels_of(source)[event.plane]
             for item in self._assembler.add(Chunk(arrival.part, channel, event.y, event.x, event.pixels)):
                 if self._roster.count(item.key):
+                    if item.rejected is not None and item.fault is not None:
+                        yield from self.tell(source, item.rejected, item.fault)
                     yield item
 
     def _begin(self, arrival: Arrival, source: Source, header: Header) -> Iterator[Told]:

@@ -65,6 +65,8 @@ class ModelInput:
     key: PatchKey
     pixels: NDArray[np.uint16]
     rejected: str | None = None
+    fault: str | None = None
+    """What is wrong with the image itself, for people, where the rejection is more than a lack of tissue."""
 
 
 Prediction = Mapping[str, NDArray[np.float32]]

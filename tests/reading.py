@@ -38,7 +38,7 @@ def slide_files(layout: Layout, slide: str) -> dict[PurePosixPath, bytes]:
     for _ in range(2):
         strip = np.kron(rng.integers(3000, 20000, (2, 20, 10)), np.ones((1, 100, 100))).astype(np.uint16)
         strip[:, :900] += rng.integers(0, 500, (2, 900, 1000)).astype(np.uint16)
-        strip[:, 1100:1500] = 700
+        strip[:, 1100:1500] = 700 + rng.integers(0, 20, (2, 400, 1000)).astype(np.uint16)
         strips.append(strip)
     return {file.relative: file.content for file in plan(strips, layout, "PAT", slide)}
 

@@ -16,6 +16,7 @@ from models.srh.gate import judge
 from models.srh.registration import flat_field, translation
 
 CHANNELS = 2
+DEAD = "blocks without any variation: a dead detector, or a file that was never filled"
 
 
 def steps(length_px: int, size_px: int) -> list[int]:
@@ -131,7 +132,8 @@ class PatchAssembler:
             reason = judge(patch_2HW, self._spec.gate)
             if reason is None and self._spec.flatten == "per_patch":
                 patch_2HW = flat_field(patch_2HW)
-            inputs.append(ModelInput(self._key(part, x, y), patch_2HW, reason))
+            fault = DEAD if reason == "constant" else None
+            inputs.append(ModelInput(self._key(part, x, y), patch_2HW, reason, fault))
         return inputs
 
     @staticmethod
