@@ -1,0 +1,39 @@
+"""The demo as a newcomer runs it: broker, synthetic imager, agent process and view, all real."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.system.processes import PROFILE, command
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+
+
+def test_the_headless_demo_ends_by_itself_and_is_right(tmp_path: Path) -> None:
+    """Posteriors come while strips are written, every slide and patient gets its final, and the exit code is 0."""
+    profile = tmp_path / "profile"
+    shutil.copytree(PROFILE, profile, ignore=shutil.ignore_patterns("engines"))
+    words = ["--headless", "--rate", "20", "--slides", "2", "--profile", profile, "--dir", tmp_path / "demo"]
+    done = command("agent", "demo", *words, limit_s=200)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "engine compiled" in lines
+    assert any("agent ready" in line and "openvino" in line for line in lines)
+    assert any("receiving" in line and "used" in line for line in lines)
+    assert sum("FINAL" in line and "PATIENT" not in line for line in lines) == 2
+    assert any("PATIENT FINAL" in line for line in lines)
+    assert "2 of 2 phantom slides right" in lines
+    assert "Research use only" in done.stdout and "not tissue" in done.stdout
+    assert not done.stderr
+
+    again = command("agent", "demo", *words)
+    assert again.returncode == 2 and "not empty" in again.stderr
+
+
+def test_bad_arguments_of_the_demo_exit_with_2(tmp_path: Path) -> None:
+    """A rate of nothing is refused before anything starts."""
+    done = command("agent", "demo", "--headless", "--rate", "0")
+    assert done.returncode == 2 and "--rate" in done.stderr and "Traceback" not in done.stderr
