@@ -16,7 +16,17 @@ def test_the_headless_demo_ends_by_itself_and_is_right(tmp_path: Path) -> None:
     """Posteriors come while strips are written, every slide and patient gets its final, and the exit code is 0."""
     profile = tmp_path / "profile"
     shutil.copytree(PROFILE, profile, ignore=shutil.ignore_patterns("engines"))
-    words = ["--headless", "--rate", "20", "--slides", "2", "--profile", profile, "--dir", tmp_path / "demo"]
+    words: list[str | Path] = [
+        "--headless",
+        "--rate",
+        "20",
+        "--slides",
+        "2",
+        "--profile",
+        profile,
+        "--dir",
+        tmp_path / "demo",
+    ]
     done = command("agent", "demo", *words, limit_s=200)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
