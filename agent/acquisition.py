@@ -90,15 +90,15 @@ class Acquisition:
         self.closed = False
         self.happen(Happening.BYTES)
 
-    def expect(self, parts: int | None) -> None:
-        """A part's shape says how many parts the slide has; the largest word counts, in whatever order they come."""
-        if parts is not None:
-            self.expected = max(self.expected or 0, parts)
-
     @property
     def all_done(self) -> bool:
         """Every expected part is complete."""
         return self.expected is not None and len(self.done) >= self.expected
+
+    @property
+    def may_be_whole(self) -> bool:
+        """Nothing tells how many parts there are, and every one that has come is complete: silence decides."""
+        return self.expected is None and self.parts == self.done
 
     def quiet_s(self, now: float) -> float:
         """Seconds since the last byte."""

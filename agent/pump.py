@@ -68,7 +68,7 @@ class Pump:
                 progress |= bool(events) or source.reading is not before
         arrival.rest_reserves()
         if arrival.complete:
-            yield from self._roster.part_done(arrival.part, now)
+            yield from self._roster.part_done(arrival.part)
 
     def look(self, source: Source, now: float, *, header_only: bool) -> tuple[Change, list[Event]]:
         """One visit to a file. Raises FormatError; a file that cannot be opened now is tried again later."""
@@ -122,7 +122,7 @@ class Pump:
             yield from self._refuse(arrival, source, FormatError("wrong_shape", str(error)))
 
     def _refuse(self, arrival: Arrival, source: Source, error: FormatError) -> Iterator[Told]:
-        source.refuse(error)
+        source.refuse()
         arrival.unbind(source)
         yield from self.tell(source, error.reason, error.detail)
 

@@ -201,7 +201,7 @@ class Reader:
         reason, detail = "unknown_name", "no naming rule and no tag places this image"
         if isinstance(place, Misnumbered):
             reason, detail = "misnumbered", place.detail
-        source.refuse(FormatError("unsupported", detail))
+        source.refuse()
         yield from self._pump.tell(source, reason, detail)
 
     def _removed(self, path: str, now: float) -> Iterator[Told]:

@@ -33,7 +33,6 @@ class SlideRecord:
     state: State = State.RECEIVING
     done: int = 0
     expected: int | None = None
-    last_byte_s: float | None = None
     unformed: dict[str, int] = field(default_factory=dict)
     """Reason → patches that were announced but never came, at the slide's last closing."""
 
@@ -42,7 +41,6 @@ class SlideRecord:
         if progress.state is State.RECEIVING:
             self.unformed = {}
         self.state, self.done, self.expected = progress.state, progress.done, progress.expected
-        self.last_byte_s = progress.last_byte_s
 
 
 class Reducer:
@@ -52,6 +50,7 @@ class Reducer:
         self.engine = engine
         self.profile = profile
         self.slides: dict[SlideKey, SlideRecord] = {}
+        self._of_patient: dict[str, list[SlideKey]] = {}
         self.total = Counts()
         """Patches counted since the start; replaced whole, so that another thread may read it."""
         for row in restored:
@@ -74,6 +73,7 @@ class Reducer:
         """The slide's record, new when it is not known yet."""
         if key not in self.slides:
             self.slides[key] = SlideRecord(Tally(len(self.profile.classes)))
+            self._of_patient.setdefault(key.patient, []).append(key)
         return self.slides[key]
 
     def run(self, batch: Batch) -> list[CountedPatch]:
@@ -113,7 +113,7 @@ class Reducer:
 
     def slides_of(self, patient: str) -> list[tuple[SlideKey, SlideRecord]]:
         """The patient's slides by name."""
-        return sorted((item for item in self.slides.items() if item[0].patient == patient), key=lambda item: item[0])
+        return [(key, self.slides[key]) for key in sorted(self._of_patient.get(patient, ()))]
 
     def freeze(self, patient: str) -> None:
         """A patient ended long ago: keep what their complete slides amount to, not the single patches."""

@@ -106,7 +106,7 @@ class Roster:
             slide.acquisition.expected = max(slide.expected.values())
         yield from self._tell(slide)
 
-    def part_done(self, part: Part, now: float) -> Iterator[Told]:
+    def part_done(self, part: Part) -> Iterator[Told]:
         """Every segment of a part has been seen."""
         slide = self._slides[part.slide]
         if unformed := self._unformed(slide, part):
@@ -123,7 +123,7 @@ class Roster:
     def lost(self, part: Part) -> Iterator[Told]:
         """A file of a part is gone; a slide that has no file left is abandoned."""
         slide = self._slides[part.slide]
-        files = [s for a in slide.arrivals.values() for group in a.sources.values() for s in group]
+        files = [source for arrival in slide.arrivals.values() for source in arrival.files()]
         gone = all(source.reading is Reading.GONE for source in files)
         if gone and slide.acquisition.state is not State.COMPLETE and slide.acquisition.state is not State.ABANDONED:
             slide.acquisition.happen(Happening.REMOVED)
@@ -182,14 +182,12 @@ class Roster:
         """How long a slide may be silent; None when silence means nothing (any more)."""
         if slide.acquisition.closed or slide.acquisition.state is not State.RECEIVING:
             return None
-        unknown = slide.acquisition.expected is None and slide.acquisition.parts == slide.acquisition.done
-        return self._patience.slide_quiet_s if unknown else self._patience.stall_after_s
+        return self._patience.slide_quiet_s if slide.acquisition.may_be_whole else self._patience.stall_after_s
 
     def _fall_silent(self, slide: _Slide) -> Iterator[Told]:
         acquisition = slide.acquisition
         if acquisition.state is State.RECEIVING:
-            whole = acquisition.expected is None and acquisition.parts == acquisition.done
-            acquisition.happen(Happening.ALL_PARTS if whole else Happening.SILENCE)
+            acquisition.happen(Happening.ALL_PARTS if acquisition.may_be_whole else Happening.SILENCE)
         if acquisition.state is State.STALLED:
             yield from self._explain(slide)
         yield from self._close(slide)

@@ -35,7 +35,6 @@ class Source:
         """Where its pixels belong; None until its tags have told."""
         self.reading = Reading.GROWING
         self.header: Header | None = None
-        self.refusal: FormatError | None = None
         self.reported: set[str] = set()
         """Reasons already told about this content."""
         self.tail = Tail(path, now)
@@ -69,13 +68,13 @@ class Source:
             self.reading = Reading.GROWING
             try:
                 return change, self._events(window, now, open_parser, limits, settle_s, budget, header_only)
-            except FormatError as error:
-                self.reading, self.refusal = Reading.REFUSED, error
+            except FormatError:
+                self.refuse()
                 raise
 
-    def refuse(self, error: FormatError) -> None:
-        """The file is understood but cannot be used (its shape fits nothing)."""
-        self.reading, self.refusal = Reading.REFUSED, error
+    def refuse(self) -> None:
+        """The file cannot be used: it is no such image, or its shape fits nothing."""
+        self.reading = Reading.REFUSED
 
     def settles_in_s(self, now: float, settle_s: float) -> float | None:
         """Seconds until the file counts as settled; None when that would change nothing."""

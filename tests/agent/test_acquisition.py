@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.acquisition import TABLE, Acquisition, Happening, IllegalTransition, State, table_text
 from models.contract import Part, SlideKey
@@ -70,20 +68,11 @@ def test_receiving_notes_the_time_and_reopens() -> None:
     assert acquisition.quiet_s(9.5) == 2.5
 
 
-@given(st.lists(st.none() | st.integers(1, 10), max_size=8))
-def test_the_largest_expectation_counts_in_any_order(words: list[int | None]) -> None:
-    """The number of expected parts is the largest that any part's shape has told, whatever the order."""
-    acquisition = Acquisition(SLIDE, 0.0)
-    for word in words:
-        acquisition.expect(word)
-    assert acquisition.expected == max((word for word in words if word is not None), default=None)
-
-
 def test_all_done_needs_a_known_number_of_parts() -> None:
     """An acquisition is whole when as many parts are done as it expects, and never while that is unknown."""
     acquisition = Acquisition(SLIDE, 0.0, parts={part(0), part(1)}, done={part(0), part(1)})
     assert not acquisition.all_done
-    acquisition.expect(3)
+    acquisition.expected = 3
     assert not acquisition.all_done
     acquisition.done.add(part(2))
     assert acquisition.all_done

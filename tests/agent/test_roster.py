@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.acquisition import State
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed, Told
@@ -55,7 +57,7 @@ class Table:
         """Every segment of a part has been seen, and every patch of it came out."""
         for key in self.assembler.planned(part):
             self.roster.count(key)
-        self.told += self.roster.part_done(part, now)
+        self.told += self.roster.part_done(part)
 
     def silence(self, now: float) -> list[Told]:
         """What the time says."""
@@ -233,3 +235,14 @@ def test_wait_s_is_when_silence_first_speaks() -> None:
         said += len(table.silence(now))
         assert said < 100
     assert len(table.of(PatientClosed)) == 2
+
+
+@given(st.lists(st.none() | st.integers(1, 10), min_size=1, max_size=8))
+def test_the_largest_expectation_counts_in_any_order(words: list[int | None]) -> None:
+    """The number of expected parts is the largest that any part's shape has told, whatever the order."""
+    table = Table()
+    for number, word in enumerate(words):
+        table.arrive(strip(number), 0.0, expected=None)
+        table.told += table.roster.expect(strip(number), word)
+    told = [progress.expected for progress in table.told if isinstance(progress, Progress)]
+    assert told[-1] == max((word for word in words if word is not None), default=None)
