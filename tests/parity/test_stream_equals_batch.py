@@ -64,7 +64,9 @@ def test_any_arrival_gives_the_same_bits(
     (outcome,) = expected.values()
     assert outcome.posterior.counts.seen == 42
     assert outcome.posterior.counts.rejected
-    assert {problem.reason for problem in bench.problems} <= {"duplicate"}
+    # After a restart the copy may be the one that is read: the slide is then complete before its twin has grown up.
+    expected_problems = {"duplicate", "changed_late"} if copied else set()
+    assert {problem.reason for problem in bench.problems} <= expected_problems
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "opensrh"])
