@@ -35,6 +35,10 @@ COMMANDS = (
     Command("score", "agent.score", "score finished slides"),
     Command("phantom", "agent.phantom_command", "write synthetic slides and their truth"),
     Command("doctor", "agent.doctor", "check this machine and say what to do"),
+    Command("dashboard", "agent.dashboard.command", "serve the screen for the theatre: one web page"),
+    Command("dicom-out", "agent.dicom_out.command", "write results as DICOM: structured report and heat map"),
+    Command("settings", "agent.settings_command", "print the example settings, their JSON Schema, or check a file"),
+    Command("contract", "agent.contract_command", "write the wire contract: AsyncAPI, JSON Schemas, broker access rules"),
 )
 
 

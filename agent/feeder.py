@@ -10,9 +10,9 @@ import structlog
 from pydantic import ValidationError
 
 from agent.batching import Batch, Batcher
+from agent.commands import ClosePatient
 from agent.handover import CancelToken, Handover, Wakeup
 from agent.intake import PatientClosed, SlideClosed, Told
-from agent.messages import ClosePatient
 from agent.reader import Reader
 from agent.worker import Work
 from models.contract import ModelInput

@@ -14,26 +14,25 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from agent.acquisition import State
+from agent.heat_map import HeatMap
 from agent.intake import Problem
 from agent.ledger import CountedPatch, FinalRow
-from agent.messages import (
-    Alert,
-    Counts,
-    Current,
-    EngineRef,
+from agent.messages import Alert, Counts, Current, EngineRef, ProfileRef
+from agent.reducer import Reducer, SlideRecord
+from agent.results import (
+    Domain,
     Latency,
     Parts,
     PatientFinal,
     PatientPosterior,
-    ProfileRef,
     SlideFinal,
-    SlidePatches,
     SlidePosterior,
 )
-from agent.reducer import Reducer, SlideRecord
 from agent.topics import Message, Topics, final_event_id
-from models.contract import SlideKey, by_slide
-from models.profile import LoadedProfile
+from models.contract import SlideKey
+from models.decision import decide
+from models.posterior import Posterior
+from models.profile import LoadedProfile, Profile
 
 OfSlide = TypeVar("OfSlide", SlidePosterior, SlideFinal)
 OfPatient = TypeVar("OfPatient", PatientPosterior, PatientFinal)
@@ -81,27 +80,12 @@ class Reporter:
         self._reducer = reducer
         self._speaker = speaker
         self._finals = {(row.scope, row.patient, row.slide): row for row in finals}
+        seen = {key: record.tally.counts.seen for key, record in reducer.slides.items()}
+        self._heat_map = HeatMap(reducer.profile, seen)
 
     def patches(self, rows: list[CountedPatch]) -> list[Message]:
         """Heat map arrays of newly counted patches, one message a slide."""
-        outcome = {row.key: row.values for row in rows}
-        messages = []
-        for slide, keys in by_slide(outcome).items():
-            best = [max(outcome[key] or (0,)) for key in keys]
-            total = [sum(outcome[key] or (1,)) for key in keys]
-            payload = SlidePatches(
-                **self._speaker.stamp(),
-                patient=slide.patient,
-                slide=slide.slide,
-                classes=self._reducer.profile.classes,
-                strip=tuple(key.strip for key in keys),
-                x=tuple(key.x for key in keys),
-                y=tuple(key.y for key in keys),
-                predicted=tuple(-1 if (v := outcome[key]) is None else v.index(max(v)) for key in keys),
-                confidence=tuple(round(255 * b / t) for b, t in zip(best, total, strict=True)),
-            )
-            messages.append(self._speaker.topics.message(payload))
-        return messages
+        return [self._speaker.topics.message(payload) for payload in self._heat_map.tell(rows, self._speaker.stamp)]
 
     def posteriors(self, slides: Iterable[SlideKey], latency: Latency) -> list[Message]:
         """The running posterior of these slides and of their patients."""
@@ -196,6 +180,7 @@ class Reporter:
         posterior = self._reducer.combine(records)
         spec = self._speaker.profile.spec
         predicted = posterior.predicted
+        decision, reason = decide(posterior, spec, complete=_worst(records) is State.COMPLETE)
         return {
             **self._speaker.stamp(),
             "profile": self._speaker.profile_ref,
@@ -207,16 +192,29 @@ class Reporter:
             "interval_mass": spec.aggregation.interval,
             "predicted": None if predicted is None else spec.classes[predicted],
             "confidence": None if predicted is None else posterior.confidence,
+            "decision": decision,
+            "decision_reason": reason,
+            "operating_point": spec.operating_points["high_confidence"],
             "high_confidence": posterior.confidence >= spec.operating_points["high_confidence"],
             "counts": Counts(
                 seen=posterior.counts.seen, used=posterior.counts.used, rejected=posterior.counts.rejected
             ),
             "low_tissue": posterior.counts.used < spec.minimum_patches,
+            "minimum_patches": spec.minimum_patches,
+            "domain": _domain(posterior, spec),
             "state": _worst(records).value,
             "strips": _parts(records),
             "latency": latency,
             **extra,
         }
+
+
+def _domain(posterior: Posterior, spec: Profile) -> Domain | None:
+    if not posterior.judged:
+        return None
+    far, outside = (posterior.marks.get(mark, 0) for mark in ("embedding_far", "intensity_outside"))
+    limit = spec.decision.most_marked
+    return Domain(judged=posterior.judged, embedding_far=far, intensity_outside=outside, limit=limit)
 
 
 def _parts(records: list[SlideRecord]) -> Parts:

@@ -9,18 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from agent.messages import (
-    Alert,
-    Current,
-    Health,
-    PatientFinal,
-    PatientPosterior,
-    Payload,
-    SlideFinal,
-    SlidePatches,
-    SlidePosterior,
-    Status,
-)
+from agent.messages import Alert, Current, Health, Payload, Status
+from agent.results import PatientFinal, PatientPosterior, SlideFinal, SlidePatches, SlidePosterior
 
 SCHEMA_VERSION = 1
 """Grows when a field of any payload changes its meaning; new optional fields do not count."""

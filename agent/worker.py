@@ -16,9 +16,9 @@ from agent.batching import Batch
 from agent.handover import Handover
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed
 from agent.ledger import CountedPatch, FinalRow, Record
-from agent.messages import Latency
 from agent.reducer import Reducer
 from agent.reporter import Reporter
+from agent.results import Latency
 from agent.topics import Message
 from models.contract import SlideKey
 

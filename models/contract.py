@@ -101,6 +101,15 @@ class Assembler(Protocol):
         ...
 
 
+class PatchLayout(NamedTuple):
+    """How patches lie on a slide, for heat maps."""
+
+    size_px: int
+    """Side of a patch."""
+    stride_px: int
+    """From one part's left edge to the next one's: a patch lies at (strip × stride + x, y)."""
+
+
 @dataclass(frozen=True)
 class Modality:
     """Everything the agent and the trainer need to know about one kind of imaging."""
@@ -113,6 +122,7 @@ class Modality:
     `emits` ("logits" or "probabilities") and `load_weights` (a profile's tensors by published key)."""
     to_network_input: Callable[[Profile, NDArray[np.uint16]], NDArray[np.float32]]
     """Raw uint16 batch to float32 network input, on the host (scaling, third channel, clamping)."""
+    patch_layout: Callable[[Profile], PatchLayout]
     check: Callable[[Profile], None]
     """Validates the modality's own sections of a profile; raises ValueError."""
 

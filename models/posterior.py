@@ -50,6 +50,10 @@ class Posterior:
     probabilities: tuple[float, ...]
     interval: tuple[tuple[float, float], ...]
     counts: Counts
+    judged: int = 0
+    """Used patches that were compared with the profile's reference (models.domain)."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """Mark → used patches that bear it: those unlike the reference."""
 
     @property
     def predicted(self) -> int | None:

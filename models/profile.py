@@ -64,6 +64,15 @@ class AggregationSpec(Frozen):
     """Mass of the credible interval."""
 
 
+class DecisionSpec(Frozen):
+    """When a result may be called what (see models.decision)."""
+
+    least_lower_bound: float = Field(0.5, ge=0, lt=1)
+    """`high_confidence` also needs the predicted class's credible interval to start here or higher."""
+    most_marked: float = Field(0.5, gt=0, le=1)
+    """From this share of used patches unlike the reference on, a result is `out_of_domain` (see models.domain)."""
+
+
 class Profile(Frozen):
     """The contents of profile.yaml."""
 
@@ -79,6 +88,7 @@ class Profile(Frozen):
     calibration: CalibrationSpec = CalibrationSpec()
     aggregation: AggregationSpec = AggregationSpec()
     operating_points: dict[str, float] = Field(default={"high_confidence": 0.77})
+    decision: DecisionSpec = DecisionSpec()
     minimum_patches: int = Field(50, ge=0)
     """Below this many used patches a result says that there was little tissue."""
     licence: str

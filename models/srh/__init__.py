@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import Assembler, Modality
+from models.contract import Assembler, Modality, PatchLayout
 from models.profile import Profile
 from models.srh.config import srh_input, srh_network
 
@@ -31,6 +31,11 @@ def _to_network_input(profile: Profile, x_BCHW: NDArray[np.uint16]) -> NDArray[n
     return to_network_input(x_BCHW, scale=spec.scale, third_channel_base=spec.third_channel_base)
 
 
+def _patch_layout(profile: Profile) -> PatchLayout:
+    spec = srh_input(profile)
+    return PatchLayout(spec.size_px, spec.strip_width_px - 2 * spec.trim_px)
+
+
 def _check(profile: Profile) -> None:
     srh_input(profile)
     srh_network(profile)
@@ -42,5 +47,6 @@ SRH = Modality(
     make_assembler=_make_assembler,
     build_network=_build_network,
     to_network_input=_to_network_input,
+    patch_layout=_patch_layout,
     check=_check,
 )

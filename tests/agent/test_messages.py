@@ -12,22 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from agent.messages import (
-    Alert,
-    Counts,
-    Current,
-    EngineRef,
-    Health,
-    PatientFinal,
-    PatientPosterior,
-    Payload,
-    ProfileRef,
-    QueueState,
-    SlideFinal,
-    SlidePatches,
-    SlidePosterior,
-    Status,
-)
+from agent.messages import Alert, Counts, Current, EngineRef, Health, Payload, ProfileRef, QueueState, Status
+from agent.results import Domain, PatientFinal, PatientPosterior, SlideFinal, SlidePatches, SlidePosterior
 from agent.topics import ROUTES, Message, Topics, final_event_id, json_schemas
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
@@ -49,6 +35,11 @@ RESULT: dict[str, Any] = {
     "confidence": 0.7,
     "counts": {"seen": 60, "used": 50, "rejected": {"empty": 8, "blood": 2}},
     "low_tissue": False,
+    "minimum_patches": 20,
+    "decision": "provisional",
+    "decision_reason": "below_operating_point",
+    "operating_point": 0.77,
+    "domain": {"judged": 50, "embedding_far": 3, "intensity_outside": 1, "limit": 0.5},
     "state": "receiving",
     "strips": {"done": 1, "expected": 6},
     "latency": {"last_byte_to_result_ms": 12.5, "inference_ms": 7.25},
@@ -63,8 +54,9 @@ EXAMPLES: tuple[Payload, ...] = (
     Current(**COMMON, patient="p", slide="s"),
     SlidePosterior(**SLIDE),
     PatientPosterior(**RESULT, slides=2),
-    SlidePatches(**COMMON, patient="p", slide="s", classes=RESULT["classes"], strip=(0, 0), x=(50, 350), y=(0, 300),
-                 predicted=(1, -1), confidence=(255, 0)),
+    SlidePatches(**COMMON, patient="p", slide="s", classes=RESULT["classes"], size_px=300, stride_px=900,
+                 before=40, strip=(0, 0), x=(50, 350), y=(0, 300), reasons=("empty",), predicted=(1, -1),
+                 confidence=(255, 0)),
     SlideFinal(**SLIDE, revision=2, supersedes="d" * 32),
     PatientFinal(**RESULT, slides=2, revision=1),
     Alert(**COMMON, severity="warning", reason="malformed", detail="IFD beyond the file", file="f"),
@@ -185,9 +177,20 @@ def test_a_revision_names_what_it_supersedes(revision: int, supersedes: str | No
         SlideFinal(**SLIDE, revision=revision, supersedes=supersedes)
 
 
+def test_more_marked_patches_than_judged_ones_are_refused() -> None:
+    """Marks are a part of the patches that were compared with the reference."""
+    with pytest.raises(ValidationError, match="marked than the 5"):
+        Domain(judged=5, embedding_far=6, intensity_outside=0, limit=0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"x": (1,)}, "one length"), ({"predicted": (4, 0)}, "below 4"), ({"confidence": (256, 0)}, "255")],
+    [
+        ({"x": (1,)}, "one length"),
+        ({"predicted": (4, 0)}, "-1..3"),
+        ({"predicted": (-2, 0)}, "-1..3"),
+        ({"confidence": (256, 0)}, "255"),
+    ],
 )
 def test_patch_arrays_are_parallel(changes: dict[str, Any], words: str) -> None:
     """Arrays of unequal length and indices beyond the classes are refused."""

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from agent.intake import PatientClosed, SlideClosed, Told
 from agent.ledger import FinalRow
-from agent.messages import EngineRef, Latency
+from agent.messages import EngineRef
 from agent.reporter import Reporter, Speaker
+from agent.results import Latency
 from agent.topics import Topics
 from models.contract import SlideKey
 from models.profile import LoadedProfile
