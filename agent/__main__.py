@@ -38,7 +38,7 @@ COMMANDS = (
     Command("dashboard", "agent.dashboard.command", "serve the screen for the theatre: one web page"),
     Command("dicom-out", "agent.dicom_out.command", "write results as DICOM: structured report and heat map"),
     Command("settings", "agent.settings_command", "print the example settings, their JSON Schema, or check a file"),
-    Command("contract", "agent.contract_command", "write the wire contract: AsyncAPI, JSON Schemas, broker access rules"),
+    Command("contract", "agent.contract_command", "write the wire contract: AsyncAPI, schemas, broker access rules"),
 )
 
 

@@ -160,13 +160,12 @@ class Pipeline:
 
     def _sender(self, speech: Speech, ledger: Ledger, feeder: Feeder, reducer: Reducer, reader: Reader) -> Sender:
         settings, speaker = self._settings, speech.speaker
-        closing = {speaker.topics.command("close-patient"): "close-patient"}
         session = Session(
             settings.mqtt,
             client_id=f"spinextract-{settings.site}-{settings.instrument}",
             will=speech.status("offline"),
             wake=self._records.nudge,
-            commands=closing if settings.patient.on_command else {},
+            commands={speaker.topics.command(verb): verb for verb in settings.mqtt.commands},
         )
         figures = Figures(speaker, reducer, reader, self._watch, (self._work, self._records), session, ledger)
         if settings.metrics.port is not None:

@@ -5,13 +5,14 @@ Decides what may be set; knows nothing of what the settings are used for. Unknow
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
+from agent.field_types import AnyPath, Seconds
 from agent.naming import Name, NamingRule, NamingSettings
+from agent.outlets import DashboardSettings, DicomOutSettings, MetricsSettings, MqttSettings
 from agent.typed_yaml import Section, example_of, read_typed
 
 __all__ = [
@@ -23,16 +24,6 @@ __all__ = [
     "example_yaml",
     "load_settings",
 ]
-
-
-def _from_settings_folder(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder", Path())
-    return Path(os.path.normpath(Path(folder, path.expanduser())))
-
-
-AnyPath = Annotated[Path, AfterValidator(_from_settings_folder)]
-"""A path; a relative one starts at the settings file's folder."""
-Seconds = Annotated[float, Field(gt=0)]
 
 
 class WatchSettings(Section):
@@ -78,8 +69,6 @@ class PatientSettings(Section):
     """A patient without a new byte for this many seconds is finished."""
     on_next: bool = True
     """Whether the first byte of the next patient finishes this one."""
-    on_command: bool = False
-    """Whether the MQTT command `close-patient` finishes a patient."""
     keep_days: float = Field(30.0, gt=0)
     """Days after a patient's final for which the ledger keeps single patches; what they amounted to is kept for
     ever, beside the finals."""
@@ -107,47 +96,6 @@ class EngineSettings(Section):
     """Threads of the engine; 0 takes every core."""
 
 
-class MqttSettings(Section):
-    """Where results go."""
-
-    host: str = Field("127.0.0.1", min_length=1)
-    """Name or address of the broker."""
-    port: int = Field(1883, ge=1, le=65_535)
-    """TCP port of the broker."""
-    root: str = Field("srh/v1", pattern=r"^[^/+#$\s]+(/[^/+#\s]+)*$")
-    """Start of every topic; site and instrument follow it."""
-    protocol: Annotated[
-        Literal["auto", "5", "3.1.1"], BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)
-    ] = "auto"
-    """MQTT version; `auto` tries 5 and falls back to 3.1.1."""
-    username: str | None = None
-    """User name at the broker."""
-    password_file: AnyPath | None = None
-    """File that holds the password and nothing else."""
-    ca_file: AnyPath | None = None
-    """Certificate authority (PEM) that the broker's certificate must come from; turns TLS on."""
-    cert_file: AnyPath | None = None
-    """Own certificate (PEM) for brokers that ask for one."""
-    key_file: AnyPath | None = None
-    """Private key (PEM) of `cert_file`."""
-    keepalive_s: int = Field(15, ge=1, le=65_535)
-    """Seconds of silence after which the connection is tested."""
-    in_flight: int = Field(16, ge=1, le=65_535)
-    """Most messages that the broker has not acknowledged yet."""
-    client_id: str | None = None
-    """MQTT client identifier; made from site and instrument when absent."""
-    health_interval_s: Seconds = 10.0
-    """Seconds between two health messages."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> MqttSettings:
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together")
-        if self.password_file is not None and self.username is None:
-            raise ValueError("password_file needs a username")
-        return self
-
-
 class IdentitySettings(Section):
     """Pseudonyms: no patient identity leaves this machine."""
 
@@ -164,13 +112,6 @@ class LogSettings(Section):
     """Least severe level that is logged."""
     format: Literal["auto", "json", "console"] = "auto"
     """`auto` writes JSON under systemd and text on a terminal."""
-
-
-class MetricsSettings(Section):
-    """Prometheus metrics."""
-
-    port: int | None = Field(None, ge=1, le=65_535)
-    """TCP port on 127.0.0.1 that serves metrics; off when absent."""
 
 
 class Settings(Section):
@@ -206,12 +147,21 @@ class Settings(Section):
     """What is logged, to stderr."""
     metrics: MetricsSettings = MetricsSettings()
     """Prometheus metrics."""
+    dashboard: DashboardSettings = DashboardSettings()
+    """The screen in theatre (`python -m agent dashboard`)."""
+    dicom_out: DicomOutSettings = DicomOutSettings()
+    """Finals as DICOM objects (`python -m agent dicom-out`)."""
 
     @model_validator(mode="after")
     def _apart(self) -> Settings:
         folder, state_dir = self.folder.resolve(), self.state_dir.resolve()
         if state_dir == folder or folder in state_dir.parents:
             raise ValueError("state_dir must lie outside the watched folder")
+        if self.dicom_out.identity and self.identity.lookup_file is None:
+            raise ValueError("dicom_out.identity needs identity.lookup_file, where the names are")
+        results = self.dicom_out.folder
+        if results is not None and folder in (results.resolve(), *results.resolve().parents):
+            raise ValueError("dicom_out.folder must lie outside the watched folder")
         return self
 
 

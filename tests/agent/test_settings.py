@@ -49,7 +49,7 @@ def test_three_paths_are_enough(tmp_path: Path) -> None:
     assert (settings.watch.scan_interval_s, settings.watch.settle_s, settings.watch.stall_after_s) == (2, 1, 120)
     assert (settings.watch.slide_quiet_s, settings.watch.read_slice_kib) == (20, 4096)
     assert settings.naming.builtin == BUILTINS and settings.naming.tags and not settings.naming.rules
-    assert (settings.patient.quiet_s, settings.patient.on_next, settings.patient.on_command) == (900, True, False)
+    assert (settings.patient.quiet_s, settings.patient.on_next, settings.mqtt.commands) == (900, True, ())
     assert (settings.pipeline.batch_deadline_ms, settings.pipeline.handover_capacity) == (50, 16)
     assert settings.pipeline.stop_limit_s == 10
     assert settings.engine.order == ("openvino", "eager") and settings.engine.threads == 0

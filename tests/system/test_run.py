@@ -288,7 +288,9 @@ def test_the_close_patient_command(
     """mosquitto_pub on cmd/close-patient ends the patient when the settings allow it."""
     publish = need("mosquitto_pub", "mosquitto-clients")
     listener = Listener(broker.port)
-    agent = AgentProcess(tmp_path / "agent", broker.port, patient={"quiet_s": 3600, "on_command": True})
+    agent = AgentProcess(
+        tmp_path / "agent", broker.port, patient={"quiet_s": 3600}, mqtt={"commands": ["close-patient"]}
+    )
     agents.append(agent.start())
     for name, content in list(files_of(phantom).items())[:4]:
         append(agent.folder, name, content)

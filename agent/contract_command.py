@@ -1,0 +1,1 @@
+"""`python -m agent contract`: writes the wire contract from its one source in code."""
