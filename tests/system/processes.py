@@ -28,7 +28,7 @@ class AgentProcess:
     """`python -m agent run` on a folder of its own; the engine is eager, so that nothing has to be built."""
 
     def __init__(self, home: Path, port: int, **settings: Any) -> None:
-        """`settings` are further top-level sections of the settings file."""
+        """`settings` are further top-level sections of the settings file; those of `mqtt` are added to the test's."""
         self.home = home
         self.folder, self.state = home / "imager", home / "state"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class AgentProcess:
             "site": "test",
             "engine": {"order": ["eager"], "threads": 1},
             "log": {"format": "json"},
-            "mqtt": {"port": port, "health_interval_s": 0.2},
+            "mqtt": {"port": port, "health_interval_s": 0.2, **settings.pop("mqtt", {})},
             "patient": {"quiet_s": 2.0},
             "watch": {"scan_interval_s": 0.5, "settle_s": 0.3},
             **settings,
