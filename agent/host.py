@@ -81,7 +81,7 @@ def configure_logging(level: str = "info", fmt: Literal["json", "console", "auto
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     _quiet_libraries()
     structlog.configure(
         processors=[
@@ -92,6 +92,11 @@ def configure_logging(level: str = "info", fmt: Literal["json", "console", "auto
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
+
+
+def set_level(level: str) -> None:
+    """From now on, log what is at least this severe."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _quiet_libraries() -> None:

@@ -1,4 +1,4 @@
-"""The only joiner: builds every room from the settings, starts three threads, and ends them in order.
+"""The only joiner: builds every room from the settings; agent.overseer runs them.
 
 The stop order is the way of the data: READER stops taking in, ENGINE finishes its batches, SENDER flushes and says
 `stopped`. A room that dies ends the process with a non-zero code.
@@ -6,10 +6,8 @@ The stop order is the way of the data: READER stops taking in, ENGINE finishes i
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,11 +17,10 @@ import structlog
 from agent import host
 from agent.batching import Batcher
 from agent.engine import choose
-from agent.errors import AgentError
 from agent.feeder import Feeder
 from agent.formats import Limits
 from agent.formats.detect import open_parser
-from agent.handover import Cancelled, CancelToken, Handover, Wakeup
+from agent.handover import CancelToken, Handover, Wakeup
 from agent.health import Figures, Pulse
 from agent.identity import Pseudonyms, load_or_create_key
 from agent.layouts import Layouts
@@ -31,10 +28,12 @@ from agent.ledger import CountedPatch, FinalRow, Ledger, Record
 from agent.messages import EngineRef
 from agent.metrics import serve_metrics
 from agent.naming import rules_of
+from agent.overseer import oversee
 from agent.profile_folder import load_profile_folder
 from agent.publish import Session
 from agent.reader import Reader
 from agent.reducer import Reducer
+from agent.reload import LiveSettings
 from agent.reporter import Reporter, Speaker
 from agent.roster import Patience
 from agent.sender import Sender
@@ -60,6 +59,19 @@ def patience_of(settings: Settings) -> Patience:
     )
 
 
+def _follow(
+    now: Settings, watch: Watch, patience: Patience, batcher: Batcher, worker: Worker, sender: Sender
+) -> None:
+    """Give the rooms the settings that agent.reload.LIVE lists."""
+    host.set_level(now.log.level)
+    watch.scan_interval_s = now.watch.scan_interval_s
+    for name, value in vars(patience_of(now)).items():
+        setattr(patience, name, value)
+    batcher.deadline_s = now.pipeline.batch_deadline_ms / 1e3
+    worker.interval_s = now.pipeline.publish_interval_ms / 1e3
+    sender.health_interval_s = now.mqtt.health_interval_s
+
+
 @dataclass(frozen=True)
 class _Memory:
     """What the ledger knows from before this start."""
@@ -71,9 +83,10 @@ class _Memory:
 class Pipeline:
     """The daemon: `run` blocks until it has ended and returns the exit code."""
 
-    def __init__(self, settings: Settings, token: CancelToken) -> None:
+    def __init__(self, live: LiveSettings, token: CancelToken) -> None:
         """Verify and load everything; raises AgentError before any thread has started."""
-        self._settings = settings
+        self._live = live
+        self._settings = live.now
         self._token = token
         self._resources = ExitStack()
         with ExitStack() as undo:
@@ -128,6 +141,7 @@ class Pipeline:
             beat=self._pulse.beats("engine"),
         )
         sender = self._sender(speech, ledger, feeder, reducer, reader)
+        self._live.follow(lambda now: _follow(now, self._watch, self._patience, batcher, worker, sender))
         self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
 
     def _remember(self, ledger: Ledger, sha256: str) -> _Memory:
@@ -140,6 +154,7 @@ class Pipeline:
 
     def _reader(self, spec: Profile, memory: _Memory) -> Reader:
         settings = self._settings
+        self._patience = patience_of(settings)
         naming = Pseudonyms(
             load_or_create_key(settings.identity.key_file or settings.state_dir / "identity.key"),
             settings.identity.lookup_file,
@@ -151,7 +166,7 @@ class Pipeline:
             MODALITIES[spec.modality].make_assembler(spec),
             open_parser,
             limits=Limits(**settings.limits.model_dump()),
-            patience=patience_of(settings),
+            patience=self._patience,
             counted=[row.key for row in memory.patches],
             finished=[row.of_slide for row in memory.finals if row.is_finished_slide],
             slice_bytes=settings.watch.read_slice_kib * 1024,
@@ -186,50 +201,15 @@ class Pipeline:
 
     def run(self) -> int:
         """Work until the token stops; 0 after a clean end, 1 when a room died or the end took too long."""
-        threads = [threading.Thread(target=self._room, args=item, name=item[0]) for item in self._rooms.items()]
         with self._resources:
             self._watch.start()
-            for thread in threads:
-                thread.start()
-            host.notify(f"READY=1\nSTATUS=watching {self._settings.folder}")
-            log.info("ready", folder=str(self._settings.folder))
-            self._oversee(threads)
+            oversee(self._rooms, self._token, self._pulse, self._live)
             self._watch.stop()
         if self._token.failure is not None:
             log.error("room_died", room=self._token.failed_room, error=str(self._token.failure))
             return 1
         if self._token.cancelled.is_set():
-            log.error("stop_took_too_long", limit_s=self._settings.pipeline.stop_limit_s)
+            log.error("stop_took_too_long", limit_s=self._live.now.pipeline.stop_limit_s)
             return 1
         log.info("stopped")
         return 0
-
-    def _oversee(self, threads: list[threading.Thread]) -> None:
-        """Feed the service manager's watchdog while the rooms are alive; end them within the limit."""
-        interval_s = host.watchdog_interval_s()
-        deadline = None
-        while any(thread.is_alive() for thread in threads):
-            if interval_s is not None and self._pulse.is_healthy(2 * interval_s):
-                host.notify("WATCHDOG=1")
-            if self._token.stopping.is_set() and deadline is None:
-                deadline = time.monotonic() + self._settings.pipeline.stop_limit_s
-                host.notify("STOPPING=1")
-                log.info("stopping", limit_s=self._settings.pipeline.stop_limit_s)
-            if deadline is not None and time.monotonic() >= deadline:
-                self._token.cancel()
-            if self._token.stopping.is_set():
-                for thread in threads:
-                    thread.join(0.05)
-            else:
-                self._token.stopping.wait(min(interval_s or 1.0, 1.0))
-
-    def _room(self, name: str, run: Callable[[], None]) -> None:
-        try:
-            run()
-        except Cancelled:
-            log.debug("room_cancelled", room=name)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                error.filename = error.filename2 = None  # a path names a patient
-            log.error("room_failed", room=name, exc_info=not isinstance(error, AgentError), error=str(error))
-            self._token.fail(name, error)

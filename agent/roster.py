@@ -17,9 +17,9 @@ from agent.source import Reading
 from models.contract import Assembler, Part, PatchKey, SlideKey, by_slide
 
 
-@dataclass(frozen=True)
+@dataclass
 class Patience:
-    """How long silence must last, seconds."""
+    """How long silence must last, seconds. Plain values, which may be replaced while rooms look at them."""
 
     settle_s: float = 1.0
     """After this a file counts as settled."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from agent import host
 from agent.handover import CancelToken
+from agent.reload import LiveSettings
 from agent.settings import load_settings
 
 HELP = """Watches the imager's folder and publishes posteriors over MQTT until SIGTERM.
 
 Under systemd it reports READY when the engine is warm, and feeds the watchdog. A broker that is away is waited for;
-nothing is lost meanwhile. configs/agent.yaml explains every setting.
+nothing is lost meanwhile. configs/agent.yaml explains every setting. SIGHUP (systemctl reload) reads the file again:
+times and levels are taken over at once; what needs a restart is said in the log, with the reason.
 
 example:
   python -m agent doctor --config /etc/spinextract-agent/agent.yaml
@@ -37,8 +39,9 @@ def main(args: argparse.Namespace) -> int:
     from agent.pipeline import Pipeline
 
     token = CancelToken()
-    with stopping_on_signals(token):
-        return Pipeline(settings, token).run()
+    live = LiveSettings(settings, lambda: load_settings(args.config))
+    with stopping_on_signals(token), calling_on_hangup(live.hangup.set):
+        return Pipeline(live, token).run()
 
 
 @contextmanager
@@ -56,3 +59,13 @@ def stopping_on_signals(token: CancelToken) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def calling_on_hangup(called: Callable[[], None]) -> Iterator[None]:
+    """SIGHUP calls `called`, which must only set a flag. The old handler comes back afterwards."""
+    old = signal.signal(signal.SIGHUP, lambda *_: called())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, old)

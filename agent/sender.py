@@ -61,7 +61,7 @@ class Sender:
         self._birth = birth
         self._stopped = stopped
         self._health = health
-        self._health_interval_s = health_interval_s
+        self.health_interval_s = health_interval_s
         self._on_command = on_command
         self._limit = in_flight
         self._flush_limit_s = flush_limit_s
@@ -216,7 +216,7 @@ class Sender:
 
     def _tell_health(self) -> None:
         if self._health is not None and self._window > 0 and self._clock() >= self._health_at:
-            self._health_at = self._clock() + self._health_interval_s
+            self._health_at = self._clock() + self.health_interval_s
             self._send_unkept(self._health())
 
     def _patience_s(self) -> float:

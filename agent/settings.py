@@ -6,7 +6,7 @@ Decides what may be set; knows nothing of what the settings are used for. Unknow
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -173,9 +173,24 @@ def load_settings(path: Path) -> Settings:
     return read_typed(path, Settings, {"folder": path.parent.resolve()})
 
 
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the settings file, for editors."""
+    schema = Settings.model_json_schema()
+    for name, field in schema["properties"].items():
+        if "$ref" in field:
+            # A section whose every line is commented out reads as null.
+            section = schema["$defs"][field["$ref"].rpartition("/")[2]]
+            schema["properties"][name] = {
+                "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}],
+                "description": section["description"],
+            }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
 def example_yaml() -> str:
     """The text of configs/agent.yaml: every setting with its meaning and default."""
     head = (
+        "# yaml-language-server: $schema=agent.schema.json\n"
         "# Settings of the agent. Relative paths start at this file's folder. folder, state_dir and profile\n"
         "# are yours to set; everything below them may be left out and is shown with its default.\n\n"
     )

@@ -89,7 +89,7 @@ class Watch:
         """Why the folder could not be read at the last scan; None when it could."""
         self.scan_only_finds = 0
         self._events = mode == "events" or (mode == "auto" and not is_network(file_system_of(folder)))
-        self._interval_s = scan_interval_s
+        self.scan_interval_s = scan_interval_s
         self._follow = follow_symlinks
         self._known: dict[str, Stamp] = {}
         self._hints: deque[str | None] = deque(maxlen=MAX_HINTS)
@@ -154,7 +154,7 @@ class Watch:
             return Changes(sorted(touched), sorted(removed), unavailable=self.unavailable)
         self._supervise()
         found = self._scan()
-        self._next_scan = now + self._interval_s
+        self._next_scan = now + self.scan_interval_s
         if found is None:
             return Changes(sorted(touched), unavailable=self.unavailable)
         found_by_scan = {path for path, stamp in found.items() if self._known.get(path) != stamp}

@@ -47,7 +47,7 @@ class Worker:
         self._reducer = reducer
         self._reporter = reporter
         self._sha256 = profile_sha256
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._beat = beat
         self._clock = clock
         self._rows: list[CountedPatch] = []
@@ -67,7 +67,7 @@ class Worker:
             work = self._inbox.get(timeout_s=1.0)
             if work is not None:
                 self._handle(work)
-            if not len(self._inbox) or self._clock() - self._told_at >= self._interval_s:
+            if not len(self._inbox) or self._clock() - self._told_at >= self.interval_s:
                 self._tell()
         self._tell()
         self._outbox.close()
