@@ -20,15 +20,17 @@ from typing import Any
 
 from agent.ledger_file import explained, open_database, transaction
 from agent.ledger_records import CountedPatch, FinalRow, OutboxRow, Record
+from agent.ledger_results import LedgerResults
 from agent.topics import Message
-from models.contract import PatchKey
+from models.contract import PatchKey, SlideKey
+from models.domain import MARKS, Marks
 
 _UNSENT = """
     SELECT seq, topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM outbox
     WHERE seq > ? AND expires_at > ? ORDER BY seq LIMIT ?"""
 _RETAINED = """
     SELECT topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM retained
-    WHERE expires_at > ? AND topic NOT IN (SELECT topic FROM outbox) ORDER BY seq"""
+    WHERE expires_at > ? AND (? OR topic NOT IN (SELECT topic FROM outbox)) ORDER BY seq"""
 _INSERT = {
     "outbox": """
     INSERT INTO outbox (topic, payload, event_id, kind, qos, retain, coalesce, expires_at)
@@ -53,6 +55,8 @@ class Ledger:
         self.path = path
         self._db = connection
         self._clock = clock
+        self.results = LedgerResults(path, connection)
+        """Finals that are due as files."""
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Ledger:
@@ -77,15 +81,15 @@ class Ledger:
             ).fetchall()
         return int(rows[0][0])
 
-    def restore(self, profile_sha256: str) -> Iterator[CountedPatch]:
-        """Every patch counted under this profile, ordered by key."""
+    def restore(self, profile_sha256: str, slide: SlideKey | None = None) -> Iterator[CountedPatch]:
+        """Every patch counted under this profile, or those of one slide, ordered by key."""
         query = (
             "SELECT patient, slide, strip, x, y, outcome FROM slides JOIN patches USING (slide_id)"
-            " WHERE profile_sha256 = ? ORDER BY patient, slide, strip, x, y"
+            " WHERE profile_sha256 = ? AND (? OR (patient = ? AND slide = ?)) ORDER BY patient, slide, strip, x, y"
         )
         with explained(self.path):
-            for *key, outcome in self._db.execute(query, (profile_sha256,)):
-                yield CountedPatch(PatchKey(*key), *_decode(outcome))
+            for *key, outcome in self._db.execute(query, (profile_sha256, slide is None, *(slide or ("", "")))):
+                yield _decode(PatchKey(*key), outcome)
 
     def finals(self, profile_sha256: str) -> list[FinalRow]:
         """The latest final of every slide and patient under this profile."""
@@ -100,6 +104,7 @@ class Ledger:
         """Write a record in one transaction. A patch that is already counted stays as it is."""
         with self._write():
             self._count(record.profile_sha256, record.patches)
+            self.results.note(record)
             for message in record.messages:
                 if message.durable:
                     self._enqueue(message)
@@ -128,10 +133,10 @@ class Ledger:
             self._db.execute("DELETE FROM outbox WHERE expires_at <= ?", (self._clock(),))
             self._db.execute("DELETE FROM retained WHERE expires_at <= ?", (self._clock(),))
 
-    def retained(self) -> list[Message]:
-        """The latest message of every retained topic, oldest first, without topics that wait in the outbox."""
+    def retained(self, *, waiting: bool = False) -> list[Message]:
+        """The latest message of every retained topic, oldest first; topics that wait in the outbox if `waiting`."""
         with explained(self.path):
-            return [self._message(row) for row in self._db.execute(_RETAINED, (self._clock(),))]
+            return [self._message(row) for row in self._db.execute(_RETAINED, (self._clock(), waiting))]
 
     def outbox_length(self) -> int:
         """Messages not yet acknowledged."""
@@ -160,7 +165,10 @@ class Ledger:
             ).fetchone()
         self._db.executemany(
             "INSERT OR IGNORE INTO patches VALUES (?, ?, ?, ?, ?)",
-            [(slides[key.of_slide], key.strip, key.x, key.y, _encode(v, why)) for key, v, why in patches],
+            [
+                (slides[patch.key.of_slide], patch.key.strip, patch.key.x, patch.key.y, _encode(patch))
+                for patch in patches
+            ],
         )
 
     def _enqueue(self, message: Message) -> None:
@@ -187,15 +195,23 @@ class Ledger:
         return Message(topic, payload, event_id, kind, qos, bool(retain), bool(coalesce), True, expiry_s)
 
 
-def _encode(values: tuple[int, ...] | None, rejected: str | None) -> bytes:
-    if (values is None) == (rejected is None):
+def _encode(patch: CountedPatch) -> bytes:
+    """`r` and the reason, `v` and the values, or `j`, a bit for each of MARKS, and the values."""
+    if (patch.values is None) == (patch.rejected is None):
         raise ValueError("a counted patch has either values or a reason why it was rejected")
-    if values is None:
-        return b"r" + str(rejected).encode()
-    return struct.pack(f"<c{len(values)}q", b"v", *values)
+    if patch.values is None:
+        return b"r" + str(patch.rejected).encode()
+    values = struct.pack(f"<{len(patch.values)}q", *patch.values)
+    if patch.marks is None:
+        return b"v" + values
+    return b"j" + bytes([sum(1 << MARKS.index(mark) for mark in patch.marks)]) + values
 
 
-def _decode(outcome: bytes) -> tuple[tuple[int, ...] | None, str | None]:
-    if outcome[:1] == b"r":
-        return None, outcome[1:].decode()
-    return struct.unpack(f"<{len(outcome) // 8}q", outcome[1:]), None
+def _decode(key: PatchKey, outcome: bytes) -> CountedPatch:
+    kind, rest = outcome[:1], outcome[1:]
+    if kind == b"r":
+        return CountedPatch(key, None, rest.decode())
+    marks: Marks | None = None
+    if kind == b"j":
+        marks, rest = tuple(mark for place, mark in enumerate(MARKS) if rest[0] >> place & 1), rest[1:]
+    return CountedPatch(key, struct.unpack(f"<{len(rest) // 8}q", rest), None, marks)

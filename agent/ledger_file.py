@@ -36,6 +36,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ),
         "CREATE INDEX outbox_topic ON outbox (topic)",
     ),
+    (),  # Outcomes of judged patches begin with `j`, which schema 1 cannot read; older outcomes stay as they are.
+    (
+        "CREATE TABLE results_due (seq INTEGER PRIMARY KEY AUTOINCREMENT, profile_sha256 TEXT NOT NULL,"
+        " scope TEXT NOT NULL, patient TEXT NOT NULL, slide TEXT NOT NULL, event_id TEXT NOT NULL UNIQUE,"
+        " origin TEXT NOT NULL, payload BLOB NOT NULL)",
+        "CREATE TABLE studies (patient TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID",
+    ),
 )
 """Statements that lead from schema version n to n + 1. Never edit one that was released: append."""
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from agent.topics import Message
 from models.contract import PatchKey, SlideKey
+from models.domain import Marks
 
 
 class CountedPatch(NamedTuple):
@@ -16,6 +17,8 @@ class CountedPatch(NamedTuple):
     values: tuple[int, ...] | None
     """[K] fixed-point probabilities, signed 64 bit."""
     rejected: str | None
+    marks: Marks | None = None
+    """How a used patch is unlike the profile's reference; None when it was not compared."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class FinalRow:
     unformed: str = "{}"
     """JSON, reason → patches that were announced but never came."""
     tally: str = ""
-    """JSON {"sums", "used", "rejected"}: a slide's exact tally, for when its patches are pruned; else empty."""
+    """JSON {"sums", "used", "rejected", "judged", "marks"}: a slide's exact tally, for when its patches are pruned;
+    else empty. Rows from before patches were judged lack the last two."""
     at: float = 0.0
     """When it was said, seconds since the epoch."""
 

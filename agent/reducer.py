@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from agent.errors import EngineError
 from agent.intake import Progress
 from agent.ledger import CountedPatch, FinalRow
 from models.calibration import CalibrationInputError, calibrate
-from models.contract import SlideKey
+from models.contract import Prediction, SlideKey
+from models.domain import Marks, Reference, marks
 from models.posterior import Counts, Posterior, Tally, combine, to_fixed
 from models.profile import Profile
+from models.registry import MODALITIES
 
 
 @dataclass
@@ -43,12 +45,30 @@ class SlideRecord:
         self.state, self.done, self.expected = progress.state, progress.done, progress.expected
 
 
-class Reducer:
-    """Holds one exact tally per slide; `restored` are the patches that the ledger has already."""
+def state_of(records: Iterable[SlideRecord]) -> State:
+    """The state of several slides together: the one that is furthest from complete."""
+    order = (State.RECEIVING, State.SEEN, State.STALLED, State.ABANDONED, State.COMPLETE)
+    states = {record.state for record in records}
+    found = next(state for state in order if state in states)
+    return State.RECEIVING if found is State.SEEN else found
 
-    def __init__(self, engine: Engine, profile: Profile, restored: Iterable[CountedPatch] = ()) -> None:
+
+class Reducer:
+    """Holds one exact tally per slide; `restored` are the patches that the ledger has already.
+
+    Without a `reference`, or with an engine that gives no embedding, patches are counted but not judged.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        profile: Profile,
+        restored: Iterable[CountedPatch] = (),
+        reference: Reference | None = None,
+    ) -> None:
         self.engine = engine
         self.profile = profile
+        self._reference = reference
         self.slides: dict[SlideKey, SlideRecord] = {}
         self._of_patient: dict[str, list[SlideKey]] = {}
         self.total = Counts()
@@ -67,7 +87,9 @@ class Reducer:
                 tally = json.loads(row.tally)
                 if not known and tally["used"] + sum(tally["rejected"].values()):
                     # Its patches were pruned: what they amounted to still belongs to the patient.
-                    record.tally = Tally.frozen(tuple(tally["sums"]), Counts(tally["used"], tally["rejected"]))
+                    counts = Counts(tally["used"], tally["rejected"])
+                    judged, borne = tally.get("judged", 0), tally.get("marks", {})
+                    record.tally = Tally.frozen(tuple(tally["sums"]), counts, judged, borne)
 
     def slide(self, key: SlideKey) -> SlideRecord:
         """The slide's record, new when it is not known yet."""
@@ -77,31 +99,40 @@ class Reducer:
         return self.slides[key]
 
     def run(self, batch: Batch) -> list[CountedPatch]:
-        """Predict, calibrate and count; returns the patches that were not counted before.
+        """Predict, calibrate, judge and count; returns the patches that were not counted before.
 
         Raises EngineError when the engine's outputs cannot be what the profile's network emits.
         """
         rows = [CountedPatch(key, None, reason) for key, reason in batch.rejected]
         if batch.inputs:
-            probabilities_NK = self.probabilities(np.stack([timed.item.pixels for timed in batch.inputs]))
+            x_NCHW = np.stack([timed.item.pixels for timed in batch.inputs])
+            prediction = predict_padded(self.engine, x_NCHW)
             rows += [
-                CountedPatch(timed.item.key, to_fixed(p_K), None)
-                for timed, p_K in zip(batch.inputs, probabilities_NK, strict=True)
+                CountedPatch(timed.item.key, to_fixed(p_K), None, borne)
+                for timed, p_K, borne in zip(
+                    batch.inputs, self._calibrated(prediction), self._marks(x_NCHW, prediction), strict=True
+                )
             ]
         counted = [row for row in rows if self._count(row)]
         why = Counter(row.rejected for row in counted if row.rejected is not None)
         self.total = self.total.plus(Counts(len(counted) - why.total(), dict(why)))
         return counted
 
-    def probabilities(self, x_NCHW: NDArray[np.uint16]) -> NDArray[np.float64]:
-        """Calibrated class probabilities [N, K] of raw patches."""
-        prediction = predict_padded(self.engine, x_NCHW)
+    def _calibrated(self, prediction: Prediction) -> NDArray[np.float64]:
+        """Calibrated class probabilities [N, K]."""
         try:
             if "logits" in prediction:
                 return calibrate(prediction["logits"], self.profile.calibration, "logits")
             return calibrate(prediction["probabilities"], self.profile.calibration, "probabilities")
         except CalibrationInputError as error:
             raise EngineError(f"engine {self.engine.name}: {error}") from error
+
+    def _marks(self, x_NCHW: NDArray[np.uint16], prediction: Prediction) -> Sequence[Marks | None]:
+        """How each patch is unlike the reference; None for patches that cannot be compared."""
+        if self._reference is None or "embedding" not in prediction:
+            return [None] * len(x_NCHW)
+        statistics_NS = MODALITIES[self.profile.modality].intensity_statistics(self.profile, x_NCHW)
+        return marks(self._reference, statistics_NS, prediction["embedding"])
 
     def of_slide(self, key: SlideKey) -> Posterior:
         """The slide's posterior as it stands."""
@@ -126,7 +157,7 @@ class Reducer:
         if row.rejected is not None:
             return tally.reject(row.key, row.rejected)
         assert row.values is not None
-        return tally.use(row.key, row.values)
+        return tally.use(row.key, row.values, row.marks)
 
     def combine(self, records: list[SlideRecord]) -> Posterior:
         """The posterior over the patches of these slides; announced patches that never came count as rejected."""
@@ -140,4 +171,4 @@ class Reducer:
         counts = posterior.counts
         for record in records:
             counts = counts.plus(Counts(0, record.unformed))
-        return Posterior(posterior.probabilities, posterior.interval, counts)
+        return replace(posterior, counts=counts)

@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from agent.acquisition import State
-from agent.heat_map import HeatMap
+from agent.heat_map import Gathering, HeatMap
 from agent.intake import Problem
 from agent.ledger import CountedPatch, FinalRow
 from agent.messages import Alert, Counts, Current, EngineRef, ProfileRef
-from agent.reducer import Reducer, SlideRecord
+from agent.reducer import Reducer, SlideRecord, state_of
 from agent.results import (
     Domain,
     Latency,
@@ -31,7 +31,7 @@ from agent.results import (
 from agent.topics import Message, Topics, final_event_id
 from models.contract import SlideKey
 from models.decision import decide
-from models.posterior import Posterior
+from models.posterior import Posterior, Tally
 from models.profile import LoadedProfile, Profile
 
 OfSlide = TypeVar("OfSlide", SlidePosterior, SlideFinal)
@@ -81,11 +81,15 @@ class Reporter:
         self._speaker = speaker
         self._finals = {(row.scope, row.patient, row.slide): row for row in finals}
         seen = {key: record.tally.counts.seen for key, record in reducer.slides.items()}
-        self._heat_map = HeatMap(reducer.profile, seen)
+        self._heat_map, self._gathering = HeatMap(reducer.profile, seen), Gathering()
 
-    def patches(self, rows: list[CountedPatch]) -> list[Message]:
-        """Heat map arrays of newly counted patches, one message a slide."""
-        return [self._speaker.topics.message(payload) for payload in self._heat_map.tell(rows, self._speaker.stamp)]
+    def patches(self, rows: list[CountedPatch], now: float, *, everything: bool = False) -> list[Message]:
+        """Heat map arrays, one message a slide: of these newly counted patches and of those before, when enough are
+        there or enough time has passed (monotonic second `now`).
+        """
+        self._gathering.add(rows, now)
+        due = self._gathering.take(now, everything=everything)
+        return [self._speaker.topics.message(payload) for payload in self._heat_map.tell(due, self._speaker.stamp)]
 
     def posteriors(self, slides: Iterable[SlideKey], latency: Latency) -> list[Message]:
         """The running posterior of these slides and of their patients."""
@@ -97,6 +101,7 @@ class Reporter:
 
     def slide_final(self, key: SlideKey, latency: Latency) -> tuple[Message, FinalRow] | None:
         """The slide's final; None when it would say what the last one said."""
+        self._gathering.close(key)
         revision = self._revision("slide", key.patient, key.slide, [self._reducer.slide(key)])
         if revision is None:
             return None
@@ -134,8 +139,10 @@ class Reporter:
         self, scope: Literal["slide", "patient"], patient: str, slide: str, records: list[SlideRecord]
     ) -> tuple[FinalRow, dict[str, Any]] | None:
         """The next final of a slide or patient and its own fields; None when it would repeat the last one."""
-        posterior, parts, state = self._reducer.combine(records), _parts(records), _worst(records)
-        said = [posterior.probabilities, posterior.counts.used, posterior.counts.rejected, state.value]
+        posterior, parts, state = self._reducer.combine(records), _parts(records), state_of(records)
+        counts = posterior.counts
+        said = [posterior.probabilities, counts.used, counts.rejected, state.value, posterior.judged, posterior.marks]
+        said += decide(posterior, self._reducer.profile, complete=state is State.COMPLETE)
         fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         last = self._finals.get((scope, patient, slide))
         if last is not None and last.fingerprint == fingerprint:
@@ -145,9 +152,7 @@ class Reporter:
         unformed, tally = "{}", ""
         if scope == "slide":
             (record,) = records
-            counts = record.tally.counts
-            unformed = json.dumps(record.unformed)
-            tally = json.dumps({"sums": record.tally.sums, "used": counts.used, "rejected": counts.rejected})
+            unformed, tally = json.dumps(record.unformed), _tally(record.tally)
         at = self._speaker.wall().timestamp()
         row = FinalRow(
             scope,
@@ -177,10 +182,10 @@ class Reporter:
         return kind(**fields, patient=patient, slides=len(slides))
 
     def _result(self, records: list[SlideRecord], latency: Latency, extra: dict[str, Any]) -> dict[str, Any]:
-        posterior = self._reducer.combine(records)
+        posterior, state = self._reducer.combine(records), state_of(records)
         spec = self._speaker.profile.spec
         predicted = posterior.predicted
-        decision, reason = decide(posterior, spec, complete=_worst(records) is State.COMPLETE)
+        decision, reason = decide(posterior, spec, complete=state is State.COMPLETE)
         return {
             **self._speaker.stamp(),
             "profile": self._speaker.profile_ref,
@@ -201,15 +206,16 @@ class Reporter:
             ),
             "low_tissue": posterior.counts.used < spec.minimum_patches,
             "minimum_patches": spec.minimum_patches,
-            "domain": _domain(posterior, spec),
-            "state": _worst(records).value,
+            "domain": domain_of(posterior, spec),
+            "state": state.value,
             "strips": _parts(records),
             "latency": latency,
             **extra,
         }
 
 
-def _domain(posterior: Posterior, spec: Profile) -> Domain | None:
+def domain_of(posterior: Posterior, spec: Profile) -> Domain | None:
+    """How many patches are unlike the profile's reference; None while none was compared with it."""
     if not posterior.judged:
         return None
     far, outside = (posterior.marks.get(mark, 0) for mark in ("embedding_far", "intensity_outside"))
@@ -217,16 +223,14 @@ def _domain(posterior: Posterior, spec: Profile) -> Domain | None:
     return Domain(judged=posterior.judged, embedding_far=far, intensity_outside=outside, limit=limit)
 
 
+def _tally(tally: Tally) -> str:
+    """What a slide amounts to, exactly: the reducer reads it when the patches are pruned."""
+    counts, marks = tally.counts, {"judged": tally.judged, "marks": tally.marks}
+    return json.dumps({"sums": tally.sums, "used": counts.used, "rejected": counts.rejected, **marks})
+
+
 def _parts(records: list[SlideRecord]) -> Parts:
     """Parts of several slides together; the expected number is unknown when one slide's is."""
     expected = [record.expected for record in records]
     total = None if None in expected else sum(count or 0 for count in expected)
     return Parts(done=sum(record.done for record in records), expected=total)
-
-
-def _worst(records: list[SlideRecord]) -> State:
-    """The state of several slides together: the one that is furthest from complete."""
-    order = (State.RECEIVING, State.SEEN, State.STALLED, State.ABANDONED, State.COMPLETE)
-    states = {record.state for record in records}
-    found = next(state for state in order if state in states)
-    return State.RECEIVING if found is State.SEEN else found

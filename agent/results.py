@@ -15,6 +15,7 @@ class Parts(Frozen):
     """Scan strips (or the one mosaic) of what the result speaks of."""
 
     done: Count
+    """Those that have been read to their end."""
     expected: Count | None = None
     """None while only silence can tell."""
 
@@ -23,7 +24,9 @@ class Latency(Frozen):
     """Where the time went, for the latest patch in the result."""
 
     last_byte_to_result_ms: float | None = Field(None, ge=0)
+    """From the last bytes of the latest patch to its result."""
     inference_ms: float | None = Field(None, ge=0)
+    """The engine's run on the latest batch."""
     last_byte_at: UtcTime | None = None
     """When the last bytes of the latest patch were seen."""
 
@@ -34,7 +37,7 @@ class Domain(Frozen):
     judged: Count
     """Used patches that were compared with the reference."""
     embedding_far: Count
-    """Those whose embedding lies farther from every class than nearly all of the reference's."""
+    """Those whose embedding lies farther from the reference's centre than nearly all of its own patches."""
     intensity_outside: Count
     """Those whose intensity statistics lie outside the reference's range."""
     limit: Probability
@@ -51,18 +54,25 @@ class Result(Payload):
     """A distribution over classes with everything needed to judge it."""
 
     intended_use: Literal["research use only"] = INTENDED_USE
+    """Not for diagnosis or treatment."""
     profile: ProfileRef
+    """Which weights answered."""
     engine: EngineRef
+    """What ran them."""
     calibration: str
     """Kind of the calibration map."""
     patient: str
+    """Pseudonym."""
     classes: tuple[str, ...] = Field(min_length=2)
+    """[K] what can be answered; every array of K entries has this order."""
     probabilities: tuple[Probability, ...] | None = None
     """[K] posterior mean per class; null until a patch was used."""
     interval: tuple[tuple[Probability, Probability], ...] | None = None
     """[K] credible interval (low, high) per class; null until a patch was used."""
     interval_mass: float = Field(gt=0, lt=1)
+    """Share of belief that each credible interval holds, e.g. 0.95."""
     predicted: str | None = None
+    """The class of the largest probability; null until a patch was used."""
     confidence: Probability | None = None
     """The largest probability."""
     decision: Decision
@@ -74,6 +84,7 @@ class Result(Payload):
     high_confidence: bool = False
     """The published rule: confidence ≥ the operating point, however few the patches and whatever they show."""
     counts: Counts
+    """Patches that it rests on, and those that it does not rest on."""
     low_tissue: bool
     """Fewer used patches than the profile's minimum."""
     minimum_patches: Count
@@ -81,8 +92,11 @@ class Result(Payload):
     domain: Domain | None = None
     """How the patches compare with what the profile was made for; null when the profile has no reference."""
     state: Literal["receiving", "complete", "stalled", "abandoned"]
+    """`receiving`: more comes; `complete`: all there; `stalled`: silence; `abandoned`: files removed."""
     strips: Parts
+    """How much has been scanned."""
     latency: Latency = Latency()
+    """How old the newest of it is."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Result:
@@ -102,6 +116,7 @@ class SlidePosterior(Result):
 
     kind: Literal["slide.posterior"] = "slide.posterior"
     slide: str
+    """Pseudonym."""
 
 
 class PatientPosterior(Result):
@@ -130,6 +145,7 @@ class SlideFinal(_Final):
 
     kind: Literal["slide.final"] = "slide.final"
     slide: str
+    """Pseudonym."""
 
 
 class PatientFinal(_Final):
@@ -137,25 +153,35 @@ class PatientFinal(_Final):
 
     kind: Literal["patient.final"] = "patient.final"
     slides: Count
+    """Slides with at least one patch."""
 
 
 class SlidePatches(Payload):
-    """One batch of patches for heat maps, as parallel arrays. QoS 0: a lost one leaves a hole in a picture."""
+    """Some patches of a slide for its heat map, as parallel arrays. QoS 0: a lost one leaves a hole in the picture.
+
+    What is said of the slide as a whole, `intended_use` too, is in its posterior: this stays small.
+    """
 
     kind: Literal["slide.patches"] = "slide.patches"
-    intended_use: Literal["research use only"] = INTENDED_USE
     patient: str
+    """Pseudonym."""
     slide: str
+    """Pseudonym."""
     classes: tuple[str, ...] = Field(min_length=2)
+    """As in the slide's posterior."""
     size_px: int = Field(gt=0)
     """Side of a patch."""
     stride_px: int = Field(ge=0)
-    """From a scan strip's left edge to the next one's: a patch is drawn at (strip × stride + x, y)."""
+    """From a scan strip's left edge to the next one's. Strips lie side by side in the order of their numbers, which
+    may have gaps: a patch is drawn at (place of its strip × stride + x, y)."""
     before: Count
     """Patches of this slide in earlier messages: a receiver that has fewer knows that its picture has holes."""
     strip: tuple[Count, ...]
+    """[N] number of the scan strip that each patch was cut from."""
     x: tuple[Count, ...]
+    """[N] left edge of each patch in its strip, px."""
     y: tuple[Count, ...]
+    """[N] upper edge of each patch, px."""
     reasons: tuple[str, ...] = ()
     """Why patches of this message were rejected."""
     predicted: tuple[int, ...]

@@ -12,11 +12,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from agent import host
 from agent.batching import Batch, Batcher
@@ -33,17 +31,17 @@ from agent.profile_folder import load_profile_folder
 from agent.reader import Reader
 from agent.reducer import Reducer
 from agent.roster import Patience
+from agent.score_report import document_of, show
 from agent.settings import load_settings
 from agent.watch import Changes
-from models.contract import ModelInput, SlideKey
-from models.posterior import FRACTION_BITS, Posterior
+from models.contract import ModelInput
 from models.profile import LoadedProfile
 from models.registry import MODALITIES
 
 HELP = """Scores finished slides: folders in any layout that the agent knows, or single files of them.
 
-Prints one line a slide and a patient; --out writes every patch too. The posteriors equal those of the daemon on the
-same files to the last bit, for the same profile and engine.
+Prints one line a slide and a patient with its decision (docs/results.md); --out writes every patch too. The
+posteriors equal those of the daemon on the same files to the last bit, for the same profile and engine.
 
 example:
   python -m agent phantom --out /tmp/phantom --slides 4
@@ -135,53 +133,6 @@ class Scorer:
             yield len(self.patches)
 
 
-def report(profile: LoadedProfile, scorer: Scorer) -> dict[str, Any]:
-    """The document that `--out` writes."""
-    reducer = scorer.reducer
-    spec = profile.spec
-    used = sorted((row for row in scorer.patches if row.values is not None), key=lambda row: row.key)
-    patients = sorted({key.patient for key in reducer.slides})
-
-    def result(posterior: Posterior) -> dict[str, Any]:
-        predicted = posterior.predicted
-        return {
-            "n_patches": posterior.counts.used,
-            "probabilities": list(posterior.probabilities),
-            "interval": [list(pair) for pair in posterior.interval],
-            "predicted": None if predicted is None else spec.classes[predicted],
-            "confidence": posterior.confidence,
-            "high_confidence": posterior.confidence >= spec.operating_points["high_confidence"],
-            "low_tissue": posterior.counts.used < spec.minimum_patches,
-            "counts": {
-                "seen": posterior.counts.seen,
-                "used": posterior.counts.used,
-                "rejected": posterior.counts.rejected,
-            },
-        }
-
-    def of_slide(key: SlideKey) -> dict[str, Any]:
-        record = reducer.slides[key]
-        state = {"state": record.state.value, "strips": {"done": record.done, "expected": record.expected}}
-        return {"patient": key.patient, "slide": key.slide, **result(reducer.of_slide(key)), **state}
-
-    return {
-        "profile": {"name": spec.name, "version": spec.version, "sha256": profile.sha256},
-        "engine": {"name": reducer.engine.name, "precision": reducer.engine.precision},
-        "intended_use": spec.intended_use,
-        "classes": list(spec.classes),
-        "patches": [
-            {**row.key._asdict(), "probabilities": [v / (1 << FRACTION_BITS) for v in row.values or ()]}
-            for row in used
-        ],
-        "slides": [of_slide(key) for key in sorted(reducer.slides)],
-        "patients": [{"patient": name, **result(reducer.of_patient(name))} for name in patients],
-        "problems": [
-            {"reason": p.reason, "detail": p.detail, "file": p.file_id, "slide": p.slide.slide if p.slide else None}
-            for p in scorer.problems
-        ],
-    }
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `agent score`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -205,14 +156,14 @@ def main(args: argparse.Namespace) -> int:
     profile = load_profile_folder(args.profile)
     order = [args.backend] if args.backend else ["openvino", "eager"]
     choice = choose(args.profile, profile, order, threads)
-    scorer = Scorer(profile, Reducer(choice.engine, profile.spec), naming)
+    scorer = Scorer(profile, Reducer(choice.engine, profile.spec, reference=profile.reference), naming)
     started = time.monotonic()
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"patches ({choice.engine.name} {choice.engine.precision})", total=None)
         for folder in folders:
             for count in scorer.score(folder):
                 bar.update(task, completed=count)
-    document = report(profile, scorer)
+    document = document_of(profile, scorer.reducer, scorer.patches, scorer.problems)
     if args.out:
         try:
             args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")
@@ -221,25 +172,9 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({key: value for key, value in document.items() if key != "patches"}))
     else:
-        _print(document, time.monotonic() - started)
+        show(document, time.monotonic() - started)
     for problem in scorer.problems:
         Console(stderr=True).print(f"{problem.file_id or '-'}: {problem.detail}", style="yellow", highlight=False)
     if not document["slides"]:
         raise AgentError("no slide was found; `python -m agent score --help` lists the layouts by example")
     return 0
-
-
-def _print(document: dict[str, Any], seconds: float) -> None:
-    console = Console()
-    table = Table("patient", "slide", "predicted", "confidence", "used", "rejected", title="research use only")
-    for row in [*document["slides"], *document["patients"]]:
-        mark = " high" if row["high_confidence"] else ""
-        mark += ", little tissue" if row["low_tissue"] else ""
-        rejected = row["counts"]["seen"] - row["counts"]["used"]
-        name = row.get("slide", "all slides")
-        predicted = row["predicted"] or "no usable patch"
-        table.add_row(
-            row["patient"], name, predicted, f"{row['confidence']:.3f}{mark}", str(row["n_patches"]), str(rejected)
-        )
-    console.print(table)
-    console.print(f"{len(document['patches'])} patches in {seconds:.1f} s", highlight=False)

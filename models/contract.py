@@ -70,7 +70,7 @@ class ModelInput:
 
 
 Prediction = Mapping[str, NDArray[np.float32]]
-"""Batch-first float32 tensors by name, e.g. {"logits": [B, K]}. Shapes are static per engine."""
+"""Batch-first float32 tensors by name, e.g. {"logits": [B, K], "embedding": [B, E]}. Shapes are static per engine."""
 
 
 class ShapeError(ValueError):
@@ -119,9 +119,13 @@ class Modality:
     make_assembler: Callable[[Profile], Assembler]
     build_network: Callable[[Profile], Any]
     """Returns an untrained torch.nn.Module that takes float32 network input; imports torch when called. It has
-    `emits` ("logits" or "probabilities") and `load_weights` (a profile's tensors by published key)."""
+    `emits` ("logits" or "probabilities"), `load_weights` (a profile's tensors by published key), and
+    `with_embedding`: the module that engines compile, which gives (what it emits [B, K], its embedding [B, E])."""
     to_network_input: Callable[[Profile, NDArray[np.uint16]], NDArray[np.float32]]
     """Raw uint16 batch to float32 network input, on the host (scaling, third channel, clamping)."""
+    intensity_statistics: Callable[[Profile, NDArray[np.uint16]], NDArray[np.float64]]
+    """Raw uint16 batch, as the network gets it, to float64 [B, S]: what a profile's reference bounds (models.domain).
+    A patch's bits depend on itself alone."""
     patch_layout: Callable[[Profile], PatchLayout]
     check: Callable[[Profile], None]
     """Validates the modality's own sections of a profile; raises ValueError."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.contract import PatchKey
+from models.domain import Marks
 
 FRACTION_BITS = 40
 _ONE = 1 << FRACTION_BITS
@@ -74,6 +75,8 @@ class Tally:
     _sums: list[int] = field(init=False)
     _outcomes: dict[PatchKey, str | None] = field(init=False, default_factory=dict)
     _rejected: Counter[str] = field(init=False, default_factory=Counter)
+    _judged: int = field(init=False, default=0)
+    _marks: Counter[str] = field(init=False, default_factory=Counter)
     _frozen: Counts | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -83,14 +86,19 @@ class Tally:
     def __contains__(self, key: PatchKey) -> bool:
         return key in self._outcomes
 
-    def use(self, key: PatchKey, values: tuple[int, ...]) -> bool:
-        """Count a patch with its fixed-point probabilities; False when it was counted before."""
+    def use(self, key: PatchKey, values: tuple[int, ...], marks: Marks | None = None) -> bool:
+        """Count a patch with its fixed-point probabilities; False when it was counted before.
+
+        `marks` say how it is unlike the profile's reference (models.domain); None: it was not compared.
+        """
         if len(values) != self.classes:
             raise AssertionError(f"{len(values)} values for {self.classes} classes")
         if key in self._outcomes or self._frozen is not None:
             return False
         self._outcomes[key] = None
         self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
+        self._judged += marks is not None
+        self._marks.update(marks or ())
         return True
 
     def reject(self, key: PatchKey, reason: str) -> bool:
@@ -102,14 +110,17 @@ class Tally:
         return True
 
     def freeze(self) -> None:
-        """Keep the exact sums and counts and forget which patches they are made of; nothing can be added any more."""
+        """Keep exact sums, counts and marks and forget which patches they are made of; nothing can be added then."""
         self._frozen, self._outcomes = self.counts, {}
 
     @classmethod
-    def frozen(cls, sums: tuple[int, ...], counts: Counts) -> Tally:
+    def frozen(
+        cls, sums: tuple[int, ...], counts: Counts, judged: int = 0, marks: Mapping[str, int] | None = None
+    ) -> Tally:
         """A tally of patches that are not known one by one any more."""
         tally = cls(len(sums))
         tally._sums, tally._frozen = list(sums), counts
+        tally._judged, tally._marks = judged, Counter(marks)
         return tally
 
     @property
@@ -124,19 +135,31 @@ class Tally:
         """Exact sums of the used patches' probabilities, units of 2^-40."""
         return tuple(self._sums)
 
+    @property
+    def judged(self) -> int:
+        """Used patches that were compared with the profile's reference."""
+        return self._judged
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Mark → used patches that bear it."""
+        return dict(sorted(self._marks.items()))
+
 
 def combine(tallies: Iterable[Tally], classes: int, *, independence: float, mass: float) -> Posterior:
-    """The posterior over one slide's tally, or over all tallies of a patient.
+    """The posterior over one slide's tally, or over all tallies of a patient, with their counts and marks added up.
 
     Mean of the patch probabilities (every patch weighs the same, also across slides), normalised exactly.
     Interval: each class's Beta marginal of a Dirichlet with 1/K prior mass a class plus `independence` times the
     sums (neighbouring patches are correlated), holding `mass`, widened to include the mean.
     """
     sums = [0] * classes
-    counts = Counts()
+    counts, judged, marks = Counts(), 0, Counter[str]()
     for tally in tallies:
         sums = [a + b for a, b in zip(sums, tally.sums, strict=True)]
         counts = counts.plus(tally.counts)
+        judged += tally.judged
+        marks.update(tally.marks)
     total = sum(sums)
     if total == 0:
         return Posterior((), (), counts)
@@ -148,7 +171,7 @@ def combine(tallies: Iterable[Tally], classes: int, *, independence: float, mass
         b = 1 - 1 / classes + observed * (1 - p)
         low, high = beta_quantile((1 - mass) / 2, a, b), beta_quantile((1 + mass) / 2, a, b)
         interval.append((min(low, p), max(high, p)))
-    return Posterior(probabilities, tuple(interval), counts)
+    return Posterior(probabilities, tuple(interval), counts, judged, dict(sorted(marks.items())))
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:

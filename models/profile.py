@@ -17,16 +17,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
+from models.domain import Reference, parse_reference
+
 MANIFEST = "profile.yaml"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
+REFERENCE = "reference.safetensors"
+"""Optional: what patches of the profile's domain look like (models.domain)."""
 CARD = "MODEL_CARD.md"
 
 
 class Frozen(BaseModel):
-    """Base of every typed record: immutable, unknown keys refused."""
+    """Base of every typed record: immutable, unknown keys refused, field docstrings kept for JSON Schemas."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class CalibrationSpec(Frozen):
@@ -70,7 +74,7 @@ class DecisionSpec(Frozen):
     least_lower_bound: float = Field(0.5, ge=0, lt=1)
     """`high_confidence` also needs the predicted class's credible interval to start here or higher."""
     most_marked: float = Field(0.5, gt=0, le=1)
-    """From this share of used patches unlike the reference on, a result is `out_of_domain` (see models.domain)."""
+    """From this share of judged patches with the same mark on, a result is `out_of_domain` (see models.domain)."""
 
 
 class Profile(Frozen):
@@ -132,6 +136,8 @@ class LoadedProfile:
     """[N, *raw input shape]: inputs of the golden pair."""
     golden_outputs: NDArray[np.float32]
     """[N, K]: what the head emits for them in eager fp32."""
+    reference: Reference | None = None
+    """None: no patch is compared with anything, and no result is `out_of_domain`."""
 
 
 def parse_profile(text: str | bytes) -> Profile:
@@ -152,7 +158,7 @@ def parse_profile(text: str | bytes) -> Profile:
 def load_profile(read: Callable[[str], bytes]) -> LoadedProfile:
     """Read and verify a profile. `read(name)` returns a file's bytes; its OSError passes through.
 
-    Raises ProfileInvalid when the manifest, a checksum or the golden pair is wrong.
+    Raises ProfileInvalid when the manifest, a checksum, the golden pair or the reference is wrong.
     """
     manifest = read(MANIFEST)
     spec = parse_profile(manifest)
@@ -161,15 +167,27 @@ def load_profile(read: Callable[[str], bytes]) -> LoadedProfile:
         found = hashlib.sha256(contents[name]).hexdigest()
         if found != expected:
             raise ProfileInvalid(f"{name} has sha256 {found[:12]}…, {MANIFEST} says {expected[:12]}…")
+    inputs, outputs = _golden_pair(contents[GOLDEN], len(spec.classes))
+    reference = _reference(contents[REFERENCE]) if REFERENCE in contents else None
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    return LoadedProfile(spec, sha256, contents[WEIGHTS], inputs, outputs, reference)
+
+
+def _golden_pair(content: bytes, classes: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
     try:
-        golden = load_safetensors(contents[GOLDEN])
+        golden = load_safetensors(content)
         inputs, outputs = golden["inputs"], golden["outputs"]
     except SafetensorError as error:
         raise ProfileInvalid(f"{GOLDEN} is not safetensors: {error}") from error
     except KeyError as error:
         raise ProfileInvalid(f"{GOLDEN} lacks the tensor {error}") from error
-    if inputs.dtype != np.uint16 or len(inputs) == 0 or outputs.shape != (len(inputs), len(spec.classes)):
+    if inputs.dtype != np.uint16 or len(inputs) == 0 or outputs.shape != (len(inputs), classes):
         raise ProfileInvalid(f"{GOLDEN}: inputs {inputs.dtype} {inputs.shape}, outputs {outputs.shape} do not fit")
-    return LoadedProfile(
-        spec, hashlib.sha256(manifest).hexdigest(), contents[WEIGHTS], inputs, outputs.astype(np.float32)
-    )
+    return inputs, outputs.astype(np.float32)
+
+
+def _reference(content: bytes) -> Reference:
+    try:
+        return parse_reference(content)
+    except ValueError as error:
+        raise ProfileInvalid(f"{REFERENCE}: {error}") from error

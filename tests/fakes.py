@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from agent.watch import Changes
 from models.contract import Prediction
+from models.domain import Reference
 from models.profile import Profile, parse_profile
 
+EMBEDDING = 8
+"""Numbers in the fake engine's embedding."""
 PROFILE_YAML = """
 name: fake
 version: 1
@@ -33,23 +36,41 @@ def fake_profile() -> Profile:
     return parse_profile(PROFILE_YAML)
 
 
+def fake_reference() -> Reference:
+    """A reference that marks some patches of the fake engine for their brightness, some for their embedding."""
+    return Reference(
+        statistics_low=np.array([11_500.0, 0, 0, 0, 0]),
+        statistics_high=np.array([30_000.0, 65_535, 65_535, 65_535, 1e9]),
+        mean=np.full(EMBEDDING, 2.0),
+        components=np.eye(EMBEDDING)[:3],
+        scales=np.array([0.9, 0.8, 0.7]),
+        residual_scale=np.array(0.8),
+        limit=np.array(2.8),
+    )
+
+
 @dataclass
 class FakeEngine:
-    """Logits that depend on every pixel of a patch, and on nothing else."""
+    """Logits and an embedding that depend on every pixel of a patch, and on nothing else."""
 
     name: str = "fake"
     precision: str = "fp32"
     batch_size: int = 4
+    embeds: bool = True
+    """False: as engines were before they gave an embedding."""
     batches: int = 0
     closed: bool = False
 
     def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
-        """Sums of the four quarters, as logits between -2 and 2."""
+        """Sums of the four quarters, as logits between -2 and 2; sums of the eighths, as numbers from 0 to 10."""
         assert x_BCHW.shape[0] == self.batch_size, "the caller pads"
         self.batches += 1
         flat_BN = x_BCHW.reshape(len(x_BCHW), -1).astype(np.int64)
         sums_BK = flat_BN.reshape(len(x_BCHW), 4, -1).sum(axis=2)
-        return {"logits": ((sums_BK % 997) / 250 - 2).astype(np.float32)}
+        logits_BK = ((sums_BK % 997) / 250 - 2).astype(np.float32)
+        sums_BE = flat_BN.reshape(len(x_BCHW), EMBEDDING, -1).sum(axis=2)
+        embedding = {"embedding": ((sums_BE % 101) / 10).astype(np.float32)} if self.embeds else {}
+        return {"logits": logits_BK, **embedding}
 
     def close(self) -> None:
         """Nothing to free."""

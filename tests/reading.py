@@ -25,7 +25,7 @@ from agent.roster import Patience
 from models.contract import ModelInput, SlideKey
 from models.posterior import Posterior
 from models.registry import MODALITIES
-from tests.fakes import FakeEngine, ToldFolder, fake_profile
+from tests.fakes import FakeEngine, ToldFolder, fake_profile, fake_reference
 
 LAYOUTS: tuple[Layout, ...] = ("strips-a", "strips-b", "strips-c", "tiff-strip", "tiff-mosaic", "opensrh")
 
@@ -65,7 +65,7 @@ class Bench:
     def restart(self, finished: Iterable[SlideKey] = ()) -> None:
         """Start again on the ledger and on everything in the folder."""
         profile = fake_profile()
-        self.reducer = Reducer(FakeEngine(), profile, self.ledger)
+        self.reducer = Reducer(FakeEngine(), profile, self.ledger, fake_reference())
         self.batcher = Batcher(self.reducer.engine.batch_size, 0.05)
         self.reader = Reader(
             self.folder,

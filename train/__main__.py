@@ -7,16 +7,18 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from models.profile import Profile, ProfileInvalid
+from models.profile import ProfileInvalid
 from models.srh.phantom import CLASSES, STRIPS_BY_HEIGHT
-from train.evaluate import SlideResult, eager, evaluate_slides, read_profile
+from train.evaluate import eager, evaluate_slides, read_profile
+from train.evaluation_table import record_of, show, summary_of
 from train.finetune import TrainingDiverged
+from train.foreign import GROSS, SUBTLE
 from train.phantom_profile import build
 from train.recipes import EVALUATION_FIRST_SEED, RecipeInvalid, load_recipe
 
@@ -70,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         default=2000,
         help="rows of a scan strip (default: %(default)s)",
     )
+    judge.add_argument(
+        "--foreign",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also judge N of these slides as foreign pictures of every kind (train/foreign.py): are they noticed?",
+    )
     judge.add_argument("--at-least", type=int, default=0, help="exit 1 when fewer slides are correct")
     judge.add_argument("--json", action="store_true", help="print the results as JSON")
     judge.set_defaults(run=_evaluate_phantom)
@@ -114,57 +123,25 @@ def _evaluate_phantom(arguments: argparse.Namespace) -> int:
     loaded = read_profile(arguments.profile)
     if loaded.spec.classes != CLASSES:
         raise ValueError(f"{arguments.profile}: its classes are not the phantom's ({', '.join(CLASSES)})")
+    judge = partial(evaluate_slides, loaded.spec, eager(loaded.spec, loaded.weights), loaded.reference)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.slides)
-    console = Console(stderr=True)
-    results = []
-    with console.status("judging slides") as status:
-        for result in evaluate_slides(loaded.spec, eager(loaded.spec, loaded.weights), seeds, arguments.height):
+    results, foreign = [], {}
+    with Console(stderr=True).status("judging slides") as status:
+        for result in judge(seeds, arguments.height):
             results.append(result)
             status.update(f"judging slides: {len(results)} of {len(seeds)}")
+        for name, kind in {**GROSS, **SUBTLE}.items() if arguments.foreign else ():
+            status.update(f"judging foreign pictures: {name}")
+            foreign[name] = list(judge(seeds[: arguments.foreign], arguments.height, kind))
     correct = sum(result.correct for result in results)
     if arguments.json:
-        print(json.dumps({"correct": correct, "of": len(results), "slides": [_record(r) for r in results]}))
+        document = {"correct": correct, "of": len(results), "slides": [record_of(r) for r in results]}
+        document["foreign"] = {name: summary_of(judged) for name, judged in foreign.items()}
+        print(json.dumps(document))
     else:
-        _show(loaded.spec, results)
+        show(loaded.spec, results, foreign)
         print(f"{correct} of {len(results)} correct")
     return 0 if correct >= arguments.at_least else 1
-
-
-def _record(result: SlideResult) -> dict[str, object]:
-    predicted, counts = result.posterior.predicted, result.posterior.counts
-    return {
-        "seed": result.seed,
-        "truth": CLASSES[result.truth],
-        "predicted": None if predicted is None else CLASSES[predicted],
-        "confidence": result.posterior.confidence,
-        "correct": result.correct,
-        "used": counts.used,
-        "rejected": counts.rejected,
-        "patch_accuracy": float((result.used_probabilities.argmax(axis=1) == result.truth).mean())
-        if counts.used
-        else None,
-    }
-
-
-def _show(spec: Profile, results: list[SlideResult]) -> None:
-    table = Table(title=f"{spec.name} {spec.version}: synthetic slides, not tissue")
-    for name in ("seed", "truth", "predicted", "confidence", "patches right", "used", "rejected", ""):
-        table.add_column(name)
-    for result in results:
-        record = _record(result)
-        rejected = ", ".join(f"{n} {reason}" for reason, n in result.posterior.counts.rejected.items())
-        accuracy = record["patch_accuracy"]
-        table.add_row(
-            str(record["seed"]),
-            str(record["truth"]),
-            str(record["predicted"] or "–"),
-            f"{result.posterior.confidence:.3f}",
-            f"{accuracy:.0%}" if isinstance(accuracy, float) else "–",
-            str(record["used"]),
-            rejected or "–",
-            "✓" if result.correct else "✗",
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":

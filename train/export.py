@@ -1,4 +1,4 @@
-"""Writes a profile: weights, golden pair, model card, manifest. Must not know how the weights came about."""
+"""Writes a profile: its files and their manifest. Must not know how the weights came about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from models.profile import CARD, GOLDEN, MANIFEST, WEIGHTS, Profile
+from models.profile import MANIFEST, Profile
 from models.srh.classifier import state_for_profile
 
 
@@ -34,12 +34,11 @@ def manifest_of(fields: dict[str, Any], contents: dict[str, bytes]) -> Profile:
     return Profile(**fields, files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
 
 
-def write_profile(out: Path, fields: dict[str, Any], weights: bytes, golden: bytes, card: str) -> Profile:
+def write_profile(out: Path, fields: dict[str, Any], contents: dict[str, bytes]) -> Profile:
     """Write a profile folder, the manifest last, so that a half-written one never loads.
 
     `fields` are the Profile's fields but `files`. Raises ValueError for fields that do not fit, OSError.
     """
-    contents = {WEIGHTS: weights, GOLDEN: golden, CARD: card.encode()}
     spec = manifest_of(fields, contents)
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)

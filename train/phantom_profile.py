@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.calibration import calibrate
-from models.profile import GOLDEN, WEIGHTS, CalibrationSpec, Profile
+from models.contract import Prediction
+from models.domain import Mark, parse_reference
+from models.profile import CARD, GOLDEN, REFERENCE, WEIGHTS, CalibrationSpec
 from models.srh.classifier import build_classifier, load_state, state_for_profile
+from models.srh.intensity import intensity_statistics
 from models.srh.phantom import CLASSES
 from train.calibrate import expected_calibration_error, fit_one_vs_rest
-from train.evaluate import SlideResult, eager, evaluate_slides, outputs_of
+from train.evaluate import Outputs, SlideResult, eager, evaluate_slides, outputs_of
 from train.export import golden_pair, manifest_of, weights_of, write_profile
 from train.finetune import Report, finetune, reproducible
+from train.model_card import Figures, card_of
 from train.phantom_set import PatchSet, collect
 from train.recipes import Recipe, RecipeInvalid, Seeds
+from train.reference import Described, check_components, fit_reference
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What was measured on the test patients."""
-
-    patches: int
-    patch_accuracy: float
-    ece_before: float
-    """Softmax of the logits."""
-    ece_after: float
-    slides: int
-    slides_correct: int
 
 
 def build(recipe: Recipe, out: Path, say: Say, report: Report) -> Figures:
     """Train the recipe and write its profile to `out`; returns the figures on the test patients.
 
-    Raises RecipeInvalid, TrainingDiverged, OSError.
+    Raises RecipeInvalid, TrainingDiverged, ValueError, OSError.
     """
     if recipe.classes != CLASSES:
         raise RecipeInvalid(f"classes: the phantom's label order is {', '.join(CLASSES)}")
@@ -50,7 +41,10 @@ def build(recipe: Recipe, out: Path, say: Say, report: Report) -> Figures:
         return collect(seeds.all, data.height_px, data.patches_per_strip, recipe.input)
 
     say(f"rendering {data.train.count} slides")
-    network = finetune(recipe, patches(data.train), report)
+    known = patches(data.train)
+    size = build_classifier(recipe.network, len(recipe.classes)).bb.embedding_dim
+    check_components(recipe.reference, len(known), size)  # before minutes of training
+    network = finetune(recipe, known, report)
     weights = weights_of(network)
     with reproducible(recipe.seed, recipe.optimisation.threads):
         say(f"calibrating on {data.calibration.count} other slides")
@@ -59,22 +53,31 @@ def build(recipe: Recipe, out: Path, say: Say, report: Report) -> Figures:
         load_state(shipped, state_for_profile(network))
         outputs = outputs_of(shipped, recipe.input)
         held_out, test = patches(data.calibration), patches(data.test)
-        calibration = fit_one_vs_rest(outputs(held_out.pixels), held_out.labels, recipe.calibration_input)
+        emitted = outputs(held_out.pixels)
+        calibration = fit_one_vs_rest(emitted["logits"], held_out.labels, recipe.calibration_input)
+        say("describing the training patches for the reference")
+        trained = _described(known, outputs(known.pixels))
+        fitted = fit_reference(trained, _described(held_out, emitted), recipe.reference).to_bytes()
         say(f"testing on {data.test.count} other slides")
-        logits_NK = outputs(test.pixels)
-        golden = _golden(recipe, test, outputs)
-        spec = manifest_of(_fields(recipe, calibration), {WEIGHTS: weights, GOLDEN: golden})
-        results = list(evaluate_slides(spec, eager(spec, weights), data.test.all, data.height_px))
-    figures = _measure(logits_NK, test.labels, calibration, results)
-    write_profile(out, _fields(recipe, calibration), weights, golden, _card(recipe, spec, figures))
+        contents = {WEIGHTS: weights, GOLDEN: _golden(recipe, test, outputs), REFERENCE: fitted}
+        fields = _fields(recipe, calibration)
+        spec, reference = manifest_of(fields, contents), parse_reference(fitted)
+        judged = evaluate_slides(spec, eager(spec, weights), reference, data.test.all, data.height_px)
+        figures = _measure(outputs(test.pixels)["logits"], test.labels, calibration, list(judged))
+    card = card_of(recipe, spec, reference, figures)
+    write_profile(out, fields, {**contents, CARD: card.encode()})
     return figures
 
 
-def _golden(recipe: Recipe, test: PatchSet, outputs: Callable[[NDArray[np.uint16]], NDArray[np.float32]]) -> bytes:
+def _described(data: PatchSet, prediction: Prediction) -> Described:
+    return Described(intensity_statistics(data.pixels), prediction["embedding"])
+
+
+def _golden(recipe: Recipe, test: PatchSet, outputs: Outputs) -> bytes:
     """One test patch of each class."""
     chosen = [int(np.flatnonzero(test.labels == k)[0]) for k in range(len(recipe.classes))]
     inputs_N2HW = test.pixels[chosen]
-    return golden_pair(inputs_N2HW, outputs(inputs_N2HW))
+    return golden_pair(inputs_N2HW, outputs(inputs_N2HW)["logits"])
 
 
 def _measure(
@@ -85,6 +88,12 @@ def _measure(
 ) -> Figures:
     plain_NK = calibrate(logits_NK, CalibrationSpec(), "logits")
     mapped_NK = calibrate(logits_NK, calibration, "logits")
+    posteriors = [result.posterior for result in results]
+    judged = sum(posterior.judged for posterior in posteriors)
+
+    def share(mark: Mark) -> float:
+        return sum(posterior.marks.get(mark, 0) for posterior in posteriors) / max(1, judged)
+
     return Figures(
         patches=len(labels_N),
         patch_accuracy=float((mapped_NK.argmax(axis=1) == labels_N).mean()),
@@ -92,6 +101,9 @@ def _measure(
         ece_after=expected_calibration_error(mapped_NK, labels_N),
         slides=len(results),
         slides_correct=sum(result.correct for result in results),
+        patches_far=share("embedding_far"),
+        patches_outside=share("intensity_outside"),
+        slides_out_of_domain=sum(result.decision == "out_of_domain" for result in results),
     )
 
 
@@ -106,54 +118,9 @@ def _fields(recipe: Recipe, calibration: CalibrationSpec) -> dict[str, Any]:
         "calibration": calibration,
         "aggregation": recipe.aggregation,
         "operating_points": recipe.operating_points,
+        "decision": recipe.decision,
         "minimum_patches": recipe.minimum_patches,
         "licence": recipe.licence,
         "intended_use": recipe.intended_use,
         "source": f"python -m train phantom-profile, recipe {recipe.name}, seed {recipe.seed}",
     }
-
-
-def _card(recipe: Recipe, spec: Profile, figures: Figures) -> str:
-    data, network = recipe.data, recipe.network
-    ranges = "\n".join(
-        f"| {name} | {seeds.first} to {seeds.all.stop - 1} | {seeds.count} |"
-        for name, seeds in (("training", data.train), ("calibration", data.calibration), ("test", data.test))
-    )
-    return f"""# Model card: {spec.name} {spec.version}
-
-**This is a phantom model. It was trained on computer-made pictures, not on tissue. Its figures say nothing about
-patients, and its answers on real images are meaningless.** It exists so that the demo and the tests run the whole
-way of a slide with weights that fit into the repository.
-
-## What it is
-{network.encoder}, {network.width} channels after the stem, {network.head} head; input: raw CH2 and CH3 counts,
-{recipe.input.size_px} × {recipe.input.size_px} px.
-
-- Classes, in label order: {", ".join(spec.classes)}
-- Intended use: {spec.intended_use}
-- Licence: {spec.licence}
-
-## Data
-Synthetic slides (`models/srh/phantom.py`), textures inspired by histology: perivascular rosettes, whorls, clusters
-and glands, spindle bundles; all four share a part without architecture. One slide per seed, one seed per patient;
-no seed is in two of the sets, and those of the demo and of `evaluate-phantom` (from 40000) are in none.
-
-| set | seeds | slides |
-|---|---|---|
-{ranges}
-
-At most {data.patches_per_strip} patches of one scan strip of a slide that pass the tissue gate.
-
-## Figures (test slides, eager fp32)
-| figure | value |
-|---|---|
-| patches | {figures.patches} |
-| patch accuracy, calibrated | {figures.patch_accuracy:.3f} |
-| expected calibration error before (softmax) | {figures.ece_before:.3f} |
-| expected calibration error after (one-vs-rest sigmoid on {recipe.calibration_input}) | {figures.ece_after:.3f} |
-| slides correct, all patches | {figures.slides_correct} of {figures.slides} |
-
-## How to make it again
-`make phantom-profile` (recipe `configs/train/phantom.yaml`, seed {recipe.seed}): the same machine and library
-versions give the same weights to the bit.
-"""

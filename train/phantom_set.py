@@ -12,6 +12,7 @@ from models.contract import Chunk, ModelInput, Part, SlideKey
 from models.srh import phantom
 from models.srh.config import SrhInput
 from models.srh.patches import PatchAssembler
+from train.foreign import Kind
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,18 @@ def slide_of(seed: int, height_px: int) -> phantom.PhantomSlide:
     return phantom.PhantomSlide(seed, seed % len(phantom.CLASSES), height_px)
 
 
-def cut_strip(slide: phantom.PhantomSlide, index: int, spec: SrhInput) -> list[ModelInput]:
-    """The patches of one scan strip with the tissue gate's verdicts, by the bedside's assembler."""
+def cut_strip(
+    slide: phantom.PhantomSlide, index: int, spec: SrhInput, foreign: Kind | None = None
+) -> list[ModelInput]:
+    """The patches of one scan strip with the tissue gate's verdicts, by the bedside's assembler.
+
+    `foreign` first makes another picture of the strip.
+    """
     assembler = PatchAssembler(spec)
     part = Part(SlideKey(f"P{slide.seed:06d}", "1"), "strip", index)
     planes = phantom.strip(slide, index)
+    if foreign is not None:
+        planes = foreign(planes, slide.seed + index)
     inputs: list[ModelInput] = []
     for channel, plane in enumerate(planes):
         assembler.begin(part, channel, *plane.shape)
@@ -46,10 +54,10 @@ def cut_strip(slide: phantom.PhantomSlide, index: int, spec: SrhInput) -> list[M
     return inputs
 
 
-def cut_slide(slide: phantom.PhantomSlide, spec: SrhInput) -> Iterator[ModelInput]:
+def cut_slide(slide: phantom.PhantomSlide, spec: SrhInput, foreign: Kind | None = None) -> Iterator[ModelInput]:
     """Every patch of a slide, scan strip by scan strip."""
     for index in range(slide.strips):
-        yield from cut_strip(slide, index, spec)
+        yield from cut_strip(slide, index, spec, foreign)
 
 
 def collect(seeds: Iterable[int], height_px: int, patches_per_strip: int, spec: SrhInput) -> PatchSet:

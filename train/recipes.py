@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from models.profile import AggregationSpec, Frozen
+from models.profile import AggregationSpec, DecisionSpec, Frozen
 from models.srh.config import SrhInput, SrhNetwork
 
 EVALUATION_FIRST_SEED = 40_000
@@ -76,6 +76,17 @@ class Optimisation(Frozen):
     on a machine that is busy with other work."""
 
 
+class ReferenceRecipe(Frozen):
+    """How the profile's reference (models.domain) is fitted."""
+
+    components: int = Field(32, ge=1)
+    """Directions along which embeddings have a spread of their own; the others share one."""
+    near: float = Field(0.99, gt=0.5, lt=1)
+    """Share of the calibration patches, which training never saw, that is near: decides the distance limit."""
+    beyond: float = Field(0.001, ge=0, lt=0.5)
+    """Share of training and calibration patches that lies below, and above, the bounds of an intensity statistic."""
+
+
 class Recipe(Frozen):
     """Everything that decides a trained profile."""
 
@@ -93,7 +104,9 @@ class Recipe(Frozen):
     """What the one-vs-rest sigmoids are fitted on: each class's raw logit, or its softmax."""
     aggregation: AggregationSpec = AggregationSpec()
     operating_points: dict[str, float] = Field(default={"high_confidence": 0.77})
+    decision: DecisionSpec = DecisionSpec()
     minimum_patches: int = Field(20, ge=0)
+    reference: ReferenceRecipe = ReferenceRecipe()
     licence: str
     intended_use: str
 

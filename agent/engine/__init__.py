@@ -20,7 +20,9 @@ from agent.engine.openvino import OpenVinoBackend
 from agent.errors import EngineError, SettingsError
 from models.calibration import softmax
 from models.contract import Prediction
+from models.domain import marks
 from models.profile import LoadedProfile
+from models.registry import MODALITIES
 
 __all__ = ["BACKENDS", "Backend", "Choice", "Engine", "choose", "find_backend", "load_built", "predict_padded"]
 
@@ -97,7 +99,8 @@ def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[P
 def self_test(engine: Engine, profile: LoadedProfile) -> float:
     """Largest difference of a probability on the golden pair; warms the engine's one batch shape.
 
-    Raises EngineError when the engine fails on it, beyond the limit of its precision, or for values not finite.
+    Raises EngineError when the engine fails on it, beyond the limit of its precision, for values not finite, or when
+    its embeddings cannot be compared with the profile's reference.
     """
     try:
         prediction = predict_padded(engine, profile.golden_inputs)
@@ -108,6 +111,13 @@ def self_test(engine: Engine, profile: LoadedProfile) -> float:
     limit = MAX_DP[engine.precision]
     if not difference <= limit:
         raise EngineError(f"golden pair differs by {difference:.2g}, {engine.precision} allows {limit:g}")
+    if profile.reference is not None:
+        modality = MODALITIES[profile.spec.modality]
+        try:
+            statistics_NS = modality.intensity_statistics(profile.spec, profile.golden_inputs)
+            marks(profile.reference, statistics_NS, prediction["embedding"])
+        except (KeyError, ValueError) as error:
+            raise EngineError(f"golden pair cannot be compared with the profile's reference: {error}") from error
     return difference
 
 

@@ -34,7 +34,7 @@ class Engine(Protocol):
     """The one fixed number of rows."""
 
     def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
-        """Raw inputs, exactly `batch_size` rows, to float32 [B, K] under "logits" or "probabilities".
+        """Raw inputs, exactly `batch_size` rows, to float32: [B, K] "logits" or "probabilities", [B, E] "embedding".
 
         A row's bits do not depend on its neighbours or its place. Raises ValueError for another batch size.
         """
@@ -75,8 +75,8 @@ class Backend(Protocol):
         """What this machine can run, best first."""
         ...
 
-    def build(self, request: BuildRequest) -> None:
-        """Write the engine's files. Raises RuntimeError, ValueError or OSError."""
+    def build(self, request: BuildRequest) -> dict[str, int]:
+        """Write the engine's files, return its outputs (name → columns). Raises RuntimeError, ValueError, OSError."""
         ...
 
     def load(self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:
@@ -96,7 +96,7 @@ def check_rows(engine: Engine, x_BCHW: NDArray[np.uint16]) -> None:
 
 
 def predict_padded(engine: Engine, x_NCHW: NDArray[np.uint16]) -> Prediction:
-    """Any number of inputs in batches of the engine's one shape: float32 [N, K] per output name.
+    """Any number of inputs in batches of the engine's one shape: float32 [N, …] per output name.
 
     The last batch is filled with zeros; what they give is dropped and cannot reach the other rows.
     Raises ValueError for no input at all.

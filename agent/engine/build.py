@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.engine import class_probabilities, find_backend, open_built, predict_padded, self_test
+from agent.engine import find_backend, open_built, predict_padded, self_test
 from agent.engine.backend import Backend, BuildRequest, Engine, thread_count
 from agent.engine.device import this_cpu
 from agent.engine.gates import GateFailedError, Parity, independence_gate, parity_gate, rate
@@ -78,8 +78,8 @@ def build_engine(plan: Plan, announce: Callable[[str], None]) -> tuple[Path, Man
 def _build_and_prove(plan: Plan, scratch: Path, announce: Callable[[str], None]) -> Manifest:
     backend = find_backend(plan.backend)
     announce("compile")
-    _compile(plan, backend, scratch)
-    write_manifest(plan, backend, scratch, None)
+    outputs = _compile(plan, backend, scratch)
+    write_manifest(plan, backend, scratch, outputs, None)
     announce("golden pair")
     engine = open_built(plan.profile, scratch, plan.threads)
     golden_max_dp = _golden_gate(engine, plan.profile)
@@ -93,13 +93,13 @@ def _build_and_prove(plan: Plan, scratch: Path, announce: Callable[[str], None])
     announce("speed")
     figures = _figures(plan, engine, golden_max_dp, parity)
     engine.close()
-    return write_manifest(plan, backend, scratch, figures)
+    return write_manifest(plan, backend, scratch, outputs, figures)
 
 
-def _compile(plan: Plan, backend: Backend, scratch: Path) -> None:
+def _compile(plan: Plan, backend: Backend, scratch: Path) -> dict[str, int]:
     request = BuildRequest(plan.profile, scratch, plan.precision, plan.batch_size, plan.threads)
     try:
-        backend.build(request)
+        return backend.build(request)
     except (ImportError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"{plan.backend} cannot compile this profile: {' '.join(str(error).split())[:500]}"
@@ -132,8 +132,9 @@ def _reload_gate(plan: Plan, scratch: Path, engine: Engine) -> None:
 
 
 def golden_digest(engine: Engine, profile: LoadedProfile) -> str:
-    """sha256 (hex) of the probabilities of the golden inputs: equal bits, equal digest."""
-    return hashlib.sha256(class_probabilities(predict_padded(engine, profile.golden_inputs)).tobytes()).hexdigest()
+    """sha256 (hex) of what the engine gives for the golden inputs: equal bits, equal digest."""
+    prediction = predict_padded(engine, profile.golden_inputs)
+    return hashlib.sha256(b"".join(prediction[name].tobytes() for name in sorted(prediction))).hexdigest()
 
 
 def _figures(plan: Plan, engine: Engine, golden_max_dp: float, parity: Parity) -> Figures:
@@ -146,13 +147,17 @@ def _figures(plan: Plan, engine: Engine, golden_max_dp: float, parity: Parity) -
         mean_dp=parity.mean_dp,
         argmax_agreement=parity.argmax_agreement,
         ties=parity.ties,
+        embedding_difference=parity.embedding_difference,
+        far_agreement=parity.far_agreement,
         patches_per_s=patches_per_s,
         eager_patches_per_s=rate(eager, plan.profile, _RATE_S),
         threads=thread_count(plan.threads),
     )
 
 
-def write_manifest(plan: Plan, backend: Backend, scratch: Path, figures: Figures | None) -> Manifest:
+def write_manifest(
+    plan: Plan, backend: Backend, scratch: Path, outputs: dict[str, int], figures: Figures | None
+) -> Manifest:
     """Hash the files of a built engine and seal its manifest beside them; without figures while it is unproven."""
     files = sorted(path for path in scratch.iterdir() if path.name != MANIFEST)
     spec = plan.profile.spec
@@ -160,6 +165,7 @@ def write_manifest(plan: Plan, backend: Backend, scratch: Path, figures: Figures
         backend=plan.backend,
         precision=plan.precision,
         batch_size=plan.batch_size,
+        outputs=outputs,
         profile=ProfileRef(name=spec.name, version=spec.version, sha256=plan.profile.sha256),
         device=this_cpu(),
         requires={name: distribution_version(name) for name in backend.requires},

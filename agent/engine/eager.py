@@ -61,8 +61,9 @@ class EagerEngine:
         self._torch = torch
         self._spec = profile.spec
         self._prepare = MODALITIES[profile.spec.modality].to_network_input
-        self._network = load_network(profile).to(memory_format=torch.channels_last)
-        self._output: str = self._network.emits
+        network = load_network(profile)
+        self._emits: str = network.emits
+        self._network = network.with_embedding().to(memory_format=torch.channels_last)
 
     def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
         """See Engine.predict."""
@@ -70,8 +71,8 @@ class EagerEngine:
         torch = self._torch
         x = torch.from_numpy(self._prepare(self._spec, x_BCHW))
         with torch.inference_mode():
-            y_BK = self._network(x.to(memory_format=torch.channels_last))
-        return {self._output: y_BK.numpy()}
+            y_BK, embedding_BE = self._network(x.to(memory_format=torch.channels_last))
+        return {self._emits: y_BK.numpy(), "embedding": embedding_BE.numpy()}
 
     def close(self) -> None:
         """Drop the weights."""
@@ -94,7 +95,7 @@ class EagerBackend:
         """The reference precision only."""
         return ("fp32",)
 
-    def build(self, request: BuildRequest) -> None:
+    def build(self, request: BuildRequest) -> dict[str, int]:
         """There is nothing to build: raises ValueError."""
         raise ValueError("eager runs straight from the profile and needs no build")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from agent.engine import MAX_DP, class_probabilities, predict_padded
 from agent.engine.backend import Engine
 from agent.errors import EngineError
+from models.contract import Prediction
+from models.domain import Reference, distances
 from models.profile import LoadedProfile
 
 MIN_ARGMAX_AGREEMENT = {"fp32": 0.999, "bf16": 0.999, "fp16": 0.999, "int8": 0.995}
 """Least share of inputs with the same class (ties aside), by precision."""
 MAX_MEAN_DP = {"int8": 0.003}
 """Largest mean difference of a probability, where the precision has such a limit."""
+
+MAX_EMBEDDING_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05, "int8": 0.1}
+"""Largest distance of an embedding from eager's, as a share of its length, by precision."""
+MIN_FAR_AGREEMENT = {"fp32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.95}
+"""Least share of inputs that both engines call far from the profile's reference, or both near, by precision."""
 
 _REPEATS = 20
 """Runs per arrangement of the independence gate, over all slots."""
@@ -42,6 +49,9 @@ class Parity:
     mean_dp: float
     argmax_agreement: float
     ties: int
+    embedding_difference: float = 0.0
+    far_agreement: float | None = None
+    """None when the profile has no reference."""
 
 
 def parity_inputs(golden_NCHW: NDArray[np.uint16], labels_N: NDArray[np.int64], count: int) -> NDArray[np.uint16]:
@@ -82,8 +92,8 @@ def parity_gate(engine: Engine, eager: Engine, profile: LoadedProfile, count: in
     labels_N = profile.golden_outputs.argmax(axis=1)
     inputs = parity_inputs(profile.golden_inputs, labels_N, count)
     limit = MAX_DP[engine.precision]
-    reference_NK = class_probabilities(predict_padded(eager, inputs))
-    parity = compare(reference_NK, class_probabilities(predict_padded(engine, inputs)), limit)
+    expected, found = predict_padded(eager, inputs), predict_padded(engine, inputs)
+    parity = compare(class_probabilities(expected), class_probabilities(found), limit)
     if not parity.max_dp <= limit:
         raise GateFailedError("parity", f"max |dp| {parity.max_dp:.2g} on {count} patches, allowed {limit:g}")
     if parity.mean_dp > MAX_MEAN_DP.get(engine.precision, limit):
@@ -91,7 +101,30 @@ def parity_gate(engine: Engine, eager: Engine, profile: LoadedProfile, count: in
     decided = parity.argmax_agreement + parity.ties / count
     if decided < MIN_ARGMAX_AGREEMENT[engine.precision]:
         raise GateFailedError("parity", f"only {decided:.2%} of {count} patches keep their class")
-    return parity
+    difference, agreement = compare_embeddings(expected, found, profile.reference)
+    if not difference <= MAX_EMBEDDING_DIFFERENCE[engine.precision]:
+        allowed = MAX_EMBEDDING_DIFFERENCE[engine.precision]
+        raise GateFailedError(
+            "parity", f"an embedding differs by {difference:.2g} of its length, allowed {allowed:g}"
+        )
+    if agreement is not None and agreement < MIN_FAR_AGREEMENT[engine.precision]:
+        raise GateFailedError(
+            "parity", f"only {agreement:.2%} of {count} patches stay near or far from the reference"
+        )
+    return replace(parity, embedding_difference=difference, far_agreement=agreement)
+
+
+def compare_embeddings(
+    expected: Prediction, found: Prediction, reference: Reference | None
+) -> tuple[float, float | None]:
+    """Largest difference of an embedding as a share of its length, and the share of inputs that stay near or far."""
+    expected_NE, found_NE = expected["embedding"].astype(np.float64), found["embedding"].astype(np.float64)
+    lengths_N = np.maximum(np.linalg.norm(expected_NE, axis=1), np.finfo(np.float32).tiny)
+    difference = float((np.linalg.norm(found_NE - expected_NE, axis=1) / lengths_N).max())
+    if reference is None:
+        return difference, None
+    far = [distances(reference, values_NE) > reference.limit for values_NE in (expected_NE, found_NE)]
+    return difference, float((far[0] == far[1]).mean())
 
 
 def independence_gate(engine: Engine, profile: LoadedProfile) -> None:

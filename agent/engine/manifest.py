@@ -42,6 +42,10 @@ class Figures(Frozen):
     argmax_agreement: float = Field(ge=0, le=1)
     ties: int
     """Inputs whose class differs although both engines hold the two classes within the |dp| limit."""
+    embedding_difference: float
+    """Largest distance of an embedding from eager's, as a share of eager's length."""
+    far_agreement: float | None = Field(None, ge=0, le=1)
+    """Share of inputs that both call far, or both near; null when the profile has no reference."""
     patches_per_s: float
     eager_patches_per_s: float
     threads: int
@@ -51,10 +55,12 @@ class Figures(Frozen):
 class Manifest(Frozen):
     """engine.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     backend: str
     precision: str
     batch_size: int = Field(ge=1)
+    outputs: dict[str, int]
+    """Name → columns of what the engine gives: logits or probabilities, and the embedding."""
     profile: ProfileRef
     device: Device
     requires: dict[str, str]
@@ -138,6 +144,8 @@ def parse_manifest(text: bytes) -> Manifest:
     """Read engine.json; raises ValueError for other contents or for one edited after the build."""
     try:
         record: Any = json.loads(text)
+        if isinstance(record, dict) and record.get("format") == 1:
+            raise ValueError("built by an earlier version, whose engines give no embedding to compare")
         manifest = Manifest.model_validate(record)
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())

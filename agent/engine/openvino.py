@@ -83,7 +83,9 @@ class OpenVinoEngine:
         share = self.census.get(hint, 0) / max(1, sum(self.census.values()))
         if share < MIN_SHARE:
             raise RuntimeError(f"asked for {self.precision}, but the compiled layers run in {self.census}")
-        self._output = compiled.output(0).get_any_name()
+        self._outputs = [output.get_any_name() for output in compiled.outputs]
+        if set(self._outputs) != set(manifest.outputs):
+            raise RuntimeError(f"the model gives {', '.join(self._outputs)}, its manifest says {manifest.outputs}")
         self._request = compiled.create_infer_request()
 
     def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
@@ -91,7 +93,7 @@ class OpenVinoEngine:
         check_rows(self, x_BCHW)
         # Inputs are copied (share_inputs=False): the CPU plugin may run its first layers in place on a shared one.
         results = self._request.infer([self._prepare(self._spec, x_BCHW)], share_inputs=False)
-        return {self._output: np.array(results[0], np.float32)}
+        return {name: np.array(results[index], np.float32) for index, name in enumerate(self._outputs)}
 
     def close(self) -> None:
         """Drop the compiled model."""
@@ -117,8 +119,8 @@ class OpenVinoBackend:
         found = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
 
-    def build(self, request: BuildRequest) -> None:
-        """Export the torch module at its one batch shape and save it as IR, weights in fp32."""
+    def build(self, request: BuildRequest) -> dict[str, int]:
+        """Export the torch module with its embedding at its one batch shape; save it as IR, weights in fp32."""
         from agent.engine.eager import import_torch, load_network
 
         torch = import_torch()
@@ -133,10 +135,13 @@ class OpenVinoBackend:
             # torch's own decompositions use names that torch deprecates; nothing of it concerns us.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            exported = torch.export.export(network, (example,))
+            exported = torch.export.export(network.with_embedding(), (example,))
             model = ov.convert_model(exported, input=list(example.shape))
-        model.output(0).get_tensor().set_names({network.emits})
+        names = (network.emits, "embedding")
+        for output, name in zip(model.outputs, names, strict=True):
+            output.get_tensor().set_names({name})
         ov.save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
+        return {name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)}
 
     def load(self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> OpenVinoEngine:
         """Compile the IR for this processor."""

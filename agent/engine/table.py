@@ -24,12 +24,15 @@ def engine_table(rows: Sequence[tuple[Path, Manifest | None, str]]) -> Table:
 
 def _cells(manifest: Manifest | None, state: str) -> dict[str, str]:
     built = manifest.built_at[:16].replace("T", " ") + " UTC" if manifest else "–"
-    labels = ("golden pair, max |Δp|", "patches, max |Δp|", "patches, mean |Δp|", "same class", "patches/s", "eager")
+    labels = ["golden pair, max |Δp|", "patches, max |Δp|", "patches, mean |Δp|", "same class"]
+    labels += ["embedding, max difference", "as far or near as eager", "patches/s", "eager"]
     figures = manifest.figures if manifest else None
     values = ["–"] * len(labels)
     if figures:
         ties = f", {figures.ties} ties" if figures.ties else ""
         values = [f"{value:.2g}" for value in (figures.golden_max_dp, figures.max_dp, figures.mean_dp)]
         values.append(f"{figures.argmax_agreement:.1%} of {figures.patches}{ties}")
+        agreement = "no reference" if figures.far_agreement is None else f"{figures.far_agreement:.1%}"
+        values += [f"{figures.embedding_difference:.2%}", agreement]
         values += [f"{figures.patches_per_s:.0f} ({figures.threads} threads)", f"{figures.eager_patches_per_s:.0f}"]
     return {"state": state, "built": built, **dict(zip(labels, values, strict=True))}

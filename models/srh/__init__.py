@@ -31,6 +31,12 @@ def _to_network_input(profile: Profile, x_BCHW: NDArray[np.uint16]) -> NDArray[n
     return to_network_input(x_BCHW, scale=spec.scale, third_channel_base=spec.third_channel_base)
 
 
+def _intensity_statistics(profile: Profile, x_BCHW: NDArray[np.uint16]) -> NDArray[np.float64]:
+    from models.srh.intensity import intensity_statistics
+
+    return intensity_statistics(x_BCHW)
+
+
 def _patch_layout(profile: Profile) -> PatchLayout:
     spec = srh_input(profile)
     return PatchLayout(spec.size_px, spec.strip_width_px - 2 * spec.trim_px)
@@ -47,6 +53,7 @@ SRH = Modality(
     make_assembler=_make_assembler,
     build_network=_build_network,
     to_network_input=_to_network_input,
+    intensity_statistics=_intensity_statistics,
     patch_layout=_patch_layout,
     check=_check,
 )

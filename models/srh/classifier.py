@@ -38,9 +38,26 @@ class Classifier(nn.Module):
         scores_BK: Tensor = self.head(self.embed(x_BCHW))
         return scores_BK
 
+    def with_embedding(self) -> WithEmbedding:
+        """The same network, giving its embedding beside what the head emits."""
+        return WithEmbedding(self)
+
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Take a profile's weights; raises ValueError (see `load_state`)."""
         load_state(self, tensors)
+
+
+class WithEmbedding(nn.Module):
+    """What engines compile: one pass gives what the head emits and the embedding that it read."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Network input float32 [B, 3, H, W] to ([B, K], [B, E])."""
+        embedding_BE = self.network.embed(x_BCHW)
+        return self.network.head(embedding_BE), embedding_BE
 
 
 def build_classifier(spec: SrhNetwork, classes: int) -> Classifier:

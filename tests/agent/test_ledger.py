@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent.errors import LedgerError
 from agent.ledger import RETAINED_KEPT, CountedPatch, FinalRow, Ledger, Record
+from agent.ledger_file import MIGRATIONS
 from agent.topics import Message
 from models.contract import PatchKey
+from models.domain import MARKS
 
 A, B = "a" * 64, "b" * 64
 
@@ -60,11 +63,13 @@ _patches = st.builds(
     st.builds(PatchKey, _names, _names, st.integers(0, 2), st.integers(0, 3), st.just(0)),
     st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 3),
     st.none(),
+    st.sampled_from([None, (), MARKS[:1], MARKS[1:], MARKS]),
 ) | st.builds(
     CountedPatch,
     st.builds(PatchKey, _names, _names, st.integers(0, 2), st.integers(0, 3), st.just(0)),
     st.none(),
     st.sampled_from(["empty", "blood", ""]),
+    st.none(),
 )
 _messages = st.builds(
     message,
@@ -388,6 +393,26 @@ def test_a_damaged_file_is_said_with_what_to_do(tmp_path: Path, damage: str) -> 
     with pytest.raises(LedgerError, match=r"is damaged .* move the file away"):
         Ledger.open(path)
     assert path.read_bytes() == content
+
+
+def test_a_ledger_of_schema_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Patches from before patches were judged restore as not judged; later ones keep their marks over restarts."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as raw, raw:
+        for statement in MIGRATIONS[0]:
+            raw.execute(statement)
+        raw.execute("PRAGMA user_version = 1")
+        raw.execute("INSERT INTO slides VALUES (1, ?, 'p', 's')", (A,))
+        raw.execute("INSERT INTO patches VALUES (1, 0, 1, 0, ?)", (struct.pack("<c2q", b"v", 1, -1),))
+        raw.execute("INSERT INTO patches VALUES (1, 0, 2, 0, ?)", (b"rempty",))
+    old = [patch(1), CountedPatch(PatchKey("p", "s", 0, 2, 0), None, "empty")]
+    new = patch(3)._replace(marks=("embedding_far",))
+    for written in ([], [new], []):
+        ledger = Ledger.open(path)
+        ledger.append(Record(A, tuple(written)))
+        restored = list(ledger.restore(A))
+        ledger.close()
+    assert restored == [*old, new]
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.score import finished_folders
+from models.decision import REASONS, WORDS
 from models.posterior import FRACTION_BITS
 from tests.logs import logging_undone
 
@@ -24,6 +25,9 @@ RESULT_KEYS = {
     "interval",
     "predicted",
     "confidence",
+    "decision",
+    "decision_reason",
+    "domain",
     "high_confidence",
     "low_tissue",
     "counts",
@@ -113,6 +117,16 @@ def test_a_patient_of_one_slide_says_what_the_slide_says(document: dict[str, Any
         assert all(patient[key] == slides[patient["patient"]][key] for key in RESULT_KEYS)
 
 
+def test_every_result_is_decided(document: dict[str, Any]) -> None:
+    """Slides of 42 phantom patches are known and complete, yet too small for high confidence; the reason says so."""
+    for row in [*document["slides"], *document["patients"]]:
+        assert row["decision"] == "final"
+        assert row["decision_reason"] == ("interval_too_wide" if row["high_confidence"] else "below_operating_point")
+        assert row["domain"]["judged"] == row["n_patches"]
+        assert row["domain"]["limit"] == 0.5
+        assert max(row["domain"]["embedding_far"], row["domain"]["intensity_outside"]) < 0.25 * row["n_patches"]
+
+
 def test_phantom_slides_are_recognised(document: dict[str, Any], slides: Path) -> None:
     """The phantom model is right about phantom slides that it never saw."""
     truth = json.loads((slides / "truth.json").read_text())["slides"]
@@ -177,11 +191,12 @@ def test_json_prints_the_document_without_patches(
 
 
 def test_the_table_says_what_it_is_for(slides: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """People get a line a slide and a patient, under `research use only`."""
+    """People get a line a slide and a patient, `research use only`, and each decision with its reason in words."""
     assert score(slides) == 0
     out = capsys.readouterr().out
     assert "research use only" in out
     assert out.count("all slides") == 2
+    assert f"{WORDS['final']}: {REASONS['interval_too_wide']}" in " ".join(out.split())
 
 
 # Exit codes

@@ -156,7 +156,7 @@ def run_agent(folder: Path, profile_dir: Path, backend: str) -> Run:
 
 
 def _score(folder: Path, profile: LoadedProfile, engine: Engine) -> Scorer:
-    scorer = Scorer(profile, Reducer(engine, profile.spec))
+    scorer = Scorer(profile, Reducer(engine, profile.spec, reference=profile.reference))
     for finished in finished_folders([folder]):
         for _ in scorer.score(finished):
             pass

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from agent.engine.backend import PRECISIONS
 from agent.engine.manifest import engine_folder
 from agent.errors import EngineError
 from agent.profile_folder import load_profile_folder
+from models.domain import Reference, distances, marks, rooted
 from models.profile import LoadedProfile
+from models.srh.intensity import intensity_statistics
 from tests.agent.engine.small_profile import textured, write_profile
 from tests.agent.engine.unproven import build_unproven
 
@@ -113,11 +116,31 @@ class TestEveryEngine:
         """Any number of raw inputs gives float32 rows in their order, each with the bits that it has alone."""
         inputs = textured(5, seed=1)
         together = predict_padded(engine, inputs)
+        assert set(together) in ({"logits", "embedding"}, {"probabilities", "embedding"})
         for name, rows in together.items():
-            assert name in ("logits", "probabilities")
-            assert rows.dtype == np.float32 and rows.shape == (5, 4)
+            assert rows.dtype == np.float32 and rows.shape == (5, 64 if name == "embedding" else 4)
             alone = [predict_padded(engine, inputs[i : i + 1])[name][0] for i in range(5)]
             assert rows.tobytes() == np.stack(alone).tobytes()
+
+    def test_a_patch_bears_the_same_marks_in_any_batch(self, engine: Engine) -> None:
+        """Same embedding, same marks: around a limit that lies among the patches, none changes sides."""
+        inputs = textured(6, seed=3)
+        together = predict_padded(engine, inputs)["embedding"]
+        reference = Reference(
+            statistics_low=np.zeros(5),
+            statistics_high=np.full(5, 1e9),
+            mean=rooted(together).mean(axis=0),
+            components=np.eye(64)[:8],
+            scales=np.full(8, 0.1),
+            residual_scale=np.array(0.1),
+            limit=np.array(1.0),
+        )
+        reference = replace(reference, limit=np.median(distances(reference, together), keepdims=True)[0])
+        borne = marks(reference, intensity_statistics(inputs), together)
+        assert 0 < sum(map(len, borne)) < 6
+        for i in (5, 0, 3, 1, 4, 2):
+            alone = predict_padded(engine, inputs[i : i + 1])["embedding"]
+            assert marks(reference, intensity_statistics(inputs[i : i + 1]), alone) == [borne[i]]
 
     def test_another_number_of_rows_is_refused(self, engine: Engine) -> None:
         """The caller pads: any other batch raises ValueError."""

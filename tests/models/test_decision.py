@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from models.decision import REASONS, decide
+from models.decision import REASONS, WORDS, decide
 from models.posterior import Counts, Posterior
+from models.profile import DecisionSpec
 from tests.fakes import fake_profile
 
 PROFILE = fake_profile()
@@ -42,7 +43,17 @@ def posterior(**changes: Any) -> Posterior:
 def test_the_first_rule_that_fits_decides(changes: dict[str, Any], complete: bool, expected: tuple[str, str]) -> None:
     """Too little tissue comes before foreign tissue, that before confidence; only complete data make it final."""
     assert decide(posterior(**changes), PROFILE, complete=complete) == expected
-    assert expected[1] in REASONS
+    assert expected[0] in WORDS and expected[1] in REASONS
+
+
+@pytest.mark.parametrize(
+    ("judged", "marked", "most_marked", "out"), [(60, 30, 0.5, True), (20, 10, 0.5, True), (60, 59, 1.0, False)]
+)
+def test_the_share_is_one_of_the_judged_patches(judged: int, marked: int, most_marked: float, out: bool) -> None:
+    """What counts is the share of the patches that were compared, and the profile's limit for it."""
+    profile = PROFILE.model_copy(update={"decision": DecisionSpec(most_marked=most_marked)})
+    found = decide(posterior(judged=judged, marks={"embedding_far": marked}), profile, complete=True)
+    assert (found[0] == "out_of_domain") is out
 
 
 def test_a_profile_without_reference_never_says_out_of_domain() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from models.contract import PatchKey
+from models.domain import MARKS, Marks
 from models.posterior import FRACTION_BITS, Counts, Tally, beta_cdf, beta_quantile, combine, to_fixed
 
 K = 4
@@ -20,6 +22,11 @@ K = 4
 def key(i: int) -> PatchKey:
     """The i-th patch of one slide."""
     return PatchKey("p", "s", i // 60, i % 3, i)
+
+
+def marks_of(i: int) -> Marks | None:
+    """How the i-th patch is unlike the reference: every combination occurs, not being compared included."""
+    return (None, (), MARKS[:1], MARKS[1:], MARKS)[i % 5]
 
 
 @st.composite
@@ -42,7 +49,7 @@ def fill(outcomes: list[tuple[int, tuple[int, ...] | str]], order: list[int]) ->
         if isinstance(value, str):
             tally.reject(key(i), value)
         else:
-            tally.use(key(i), value)
+            tally.use(key(i), value, marks_of(i))
     return tally
 
 
@@ -71,6 +78,25 @@ def test_the_mean_is_the_exact_mean(case: tuple[list[tuple[int, tuple[int, ...] 
     for k, p in enumerate(posterior.probabilities):
         assert p == float(sum((Fraction(row[k]) for row in used), Fraction(0)) / total)
     assert posterior.predicted == int(np.argmax(posterior.probabilities))
+
+
+@given(deliveries())
+def test_marks_are_counted_once(case: tuple[list[tuple[int, tuple[int, ...] | str]], list[int]]) -> None:
+    """Judged patches and marks are those of the used patches, each once; a frozen tally keeps them to the number."""
+    outcomes, order = case
+    borne = [marks_of(i) for i, value in outcomes if not isinstance(value, str)]
+    tally = fill(outcomes, order)
+    expected = Counter(mark for row in borne for mark in row or ())
+    assert (tally.judged, Counter(tally.marks)) == (sum(row is not None for row in borne), expected)
+    before = combine([tally], K, independence=0.1, mass=0.95)
+    assert (before.judged, before.marks) == (tally.judged, tally.marks)
+    restored = Tally.frozen(tally.sums, tally.counts, tally.judged, tally.marks)
+    tally.freeze()
+    assert not tally.use(key(999), to_fixed(np.ones(K) / K), MARKS)
+    for kept in (tally, restored):
+        assert combine([kept], K, independence=0.1, mass=0.95) == before
+    twice = combine([tally, restored], K, independence=0.1, mass=0.95)
+    assert (twice.judged, twice.marks) == (2 * before.judged, {mark: 2 * n for mark, n in before.marks.items()})
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_patches() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from safetensors.numpy import save as save_safetensors
 
 from agent.errors import ProfileError
 from agent.profile_folder import load_profile_folder
-from models.profile import GOLDEN, MANIFEST, WEIGHTS, LoadedProfile, ProfileInvalid, load_profile, parse_profile
+from models.profile import (
+    GOLDEN,
+    MANIFEST,
+    REFERENCE,
+    WEIGHTS,
+    LoadedProfile,
+    ProfileInvalid,
+    load_profile,
+    parse_profile,
+)
+from tests.fakes import fake_reference
 
 PHANTOM = Path(__file__).resolve().parents[2] / "configs" / "profiles" / "phantom"
 CLASSES = ["a", "b", "c"]
@@ -130,6 +141,8 @@ def test_every_listed_file_is_checked() -> None:
         ({"files": {WEIGHTS: "0", GOLDEN: "0", ".hidden": "0"}}, "plain names"),
         ({"files": {WEIGHTS: "0", GOLDEN: "0", MANIFEST: "0"}}, "plain names"),
         ({"minimum_patches": -1}, "minimum_patches"),
+        ({"decision": {"least_lower_bound": 1.0}}, "decision.least_lower_bound"),
+        ({"decision": {"most_marked": 0.0}}, "decision.most_marked"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
@@ -216,6 +229,35 @@ def test_a_golden_file_that_is_no_safetensors_is_refused() -> None:
     files[MANIFEST] = yaml.safe_dump(listed).encode()
     with pytest.raises(ProfileInvalid, match=GOLDEN.replace(".", r"\.")):
         load(files)
+
+
+def with_reference(content: bytes) -> dict[str, bytes]:
+    """A small profile with this file as its reference, sha256 and all."""
+    files = folder()
+    listed = yaml.safe_load(files[MANIFEST])
+    listed["files"][REFERENCE] = hashlib.sha256(content).hexdigest()
+    return {**files, REFERENCE: content, MANIFEST: yaml.safe_dump(listed).encode()}
+
+
+def test_a_reference_is_read_where_the_profile_has_one() -> None:
+    """Without the file there is none; with it its numbers are those that were written."""
+    assert load(folder()).reference is None
+    found = load(with_reference(fake_reference().to_bytes())).reference
+    assert found is not None
+    assert found.to_bytes() == fake_reference().to_bytes()
+
+
+def test_a_wrong_reference_is_refused_by_name() -> None:
+    """A changed bit, a file that is no safetensors, and one whose shapes do not fit: each is a wrong profile."""
+    files = with_reference(fake_reference().to_bytes())
+    files[REFERENCE] = files[REFERENCE][:-1] + b"\1"
+    with pytest.raises(ProfileInvalid, match=rf"{REFERENCE} has sha256"):
+        load(files)
+    with pytest.raises(ProfileInvalid, match=rf"^{REFERENCE}: not safetensors"):
+        load(with_reference(b"not tensors"))
+    misshapen = replace(fake_reference(), scales=np.ones(7)).to_bytes()
+    with pytest.raises(ProfileInvalid, match=rf"^{REFERENCE}: scales has the shape"):
+        load(with_reference(misshapen))
 
 
 def test_the_records_are_frozen() -> None:

@@ -1,7 +1,7 @@
 """What was said last is the same however often the agent restarted, and whatever order two patients came in.
 
-Compared: the last final of every slide and patient (posterior, counts, state, strips). Not compared: how many
-revisions there were before it, ids and times.
+Compared: the last final of every slide and patient (posterior, counts, state, strips, decision, domain). Not
+compared: how many revisions there were before it, ids and times.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROFILE = LoadedProfile(
 SPEAKER = Speaker(
     "session", Topics(), PROFILE, EngineRef(name="fake", precision="fp32"), lambda: datetime(2026, 1, 2, tzinfo=UTC)
 )
-COMPARED = ("probabilities", "interval", "counts", "state", "strips", "predicted", "slides")
+COMPARED = ("probabilities", "interval", "counts", "state", "strips", "predicted", "slides", "decision", "domain")
 
 
 class Ward(Bench):
@@ -124,6 +124,7 @@ def test_the_last_word_does_not_depend_on_restarts(
         ward.poll(now)
     ward.let_time_pass(now)
     assert len(calm.answers()) == 5
+    assert all(answer["domain"]["judged"] == answer["counts"]["used"] for answer in calm.answers().values())
     assert ward.answers() == calm.answers()
 
     revisions = {key: row.revision for key, row in ward.finals.items()}

@@ -1,7 +1,7 @@
 """The promise that everything rests on: streaming equals batch, to the last bit.
 
-Compared: tallies (exact sums, used and rejected patches) and slide states after files arrived in any order, in any
-pieces, with copies under other names and with restarts in between, against the same files read at once. Not
+Compared: tallies (exact sums, used and rejected patches, marks) and slide states after files arrived in any order,
+in any pieces, with copies under other names and with restarts in between, against the same files read at once. Not
 compared: when a posterior was told, and latency stamps.
 """
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from agent.acquisition import State
 from agent.imager import Layout
+from models.domain import MARKS
 from tests.fakes import ToldFolder
 from tests.reading import LAYOUTS, Bench, at_once, slide_files
 
@@ -64,6 +65,8 @@ def test_any_arrival_gives_the_same_bits(
     (outcome,) = expected.values()
     assert outcome.posterior.counts.seen == 42
     assert outcome.posterior.counts.rejected
+    assert outcome.posterior.judged == outcome.posterior.counts.used
+    assert all(0 < outcome.posterior.marks[mark] < outcome.posterior.judged for mark in MARKS)
     # After a restart the copy may be the one that is read: the slide is then complete before its twin has grown up.
     expected_problems = {"duplicate", "changed_late"} if copied else set()
     assert {problem.reason for problem in bench.problems} <= expected_problems

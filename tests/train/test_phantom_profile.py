@@ -16,6 +16,7 @@ from models.registry import MODALITIES
 from models.srh.phantom import CLASSES
 from train.__main__ import main
 from train.evaluate import eager, evaluate_slides, read_profile
+from train.foreign import GROSS, SUBTLE
 from train.recipes import EVALUATION_FIRST_SEED, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -48,13 +49,16 @@ def test_shipped_profile_is_that_of_the_recipe() -> None:
     assert spec.input == recipe.input.model_dump(mode="json")
     assert spec.network == recipe.network.model_dump(mode="json")
     assert (spec.name, spec.version, spec.classes) == (recipe.name, recipe.version, recipe.classes)
+    assert (spec.decision, spec.minimum_patches) == (recipe.decision, recipe.minimum_patches)
+    reference = read_profile(PROFILE).reference
+    assert reference is not None and reference.components.shape == (recipe.reference.components, 128)
 
 
 def test_golden_pair_agrees_in_eager_fp32() -> None:
     """The shipped weights give the golden outputs to 1e-5, one patch of each class, each classified right."""
     loaded = read_profile(PROFILE)
     assert loaded.golden_inputs.shape == (4, 2, 300, 300)
-    found = eager(loaded.spec, loaded.weights)(loaded.golden_inputs)
+    found = eager(loaded.spec, loaded.weights)(loaded.golden_inputs)["logits"]
     np.testing.assert_allclose(found, loaded.golden_outputs, rtol=1e-5, atol=1e-5)
     p_NK = calibrate(loaded.golden_outputs, loaded.spec.calibration, "logits")
     np.testing.assert_allclose(p_NK.sum(axis=1), 1)
@@ -71,7 +75,8 @@ def test_unseen_slides_are_judged_right() -> None:
     """Four unseen slides, one per class, are right at slide level, and every patch is used or rejected."""
     loaded = read_profile(PROFILE)
     seeds = range(EVALUATION_FIRST_SEED, EVALUATION_FIRST_SEED + 4)
-    results = list(evaluate_slides(loaded.spec, eager(loaded.spec, loaded.weights), seeds, 2000))
+    outputs = eager(loaded.spec, loaded.weights)
+    results = list(evaluate_slides(loaded.spec, outputs, loaded.reference, seeds, 2000))
     assert [result.truth for result in results] == [0, 1, 2, 3]
     assert all(result.correct for result in results)
     for result in results:
@@ -79,6 +84,46 @@ def test_unseen_slides_are_judged_right() -> None:
         assert result.posterior.counts.used == len(result.used_probabilities)
         assert set(result.posterior.counts.rejected) <= {"empty", "blood", "textureless"}
         np.testing.assert_allclose(result.posterior.probabilities, result.used_probabilities.mean(axis=0), atol=1e-9)
+        assert result.posterior.judged == result.posterior.counts.used
+        assert max(result.posterior.marks.values(), default=0) < 0.25 * result.posterior.judged
+        assert result.decision == "final"
+
+
+def test_a_clear_slide_of_four_strips_reaches_high_confidence() -> None:
+    """What the model card says of 168 patches holds for an unseen slide; one of 42 has too wide an interval."""
+    loaded = read_profile(PROFILE)
+    outputs, seeds = eager(loaded.spec, loaded.weights), [EVALUATION_FIRST_SEED]
+    (large,) = evaluate_slides(loaded.spec, outputs, loaded.reference, seeds, 4000)
+    assert (large.posterior.counts.seen, large.decision) == (168, "high_confidence")
+    (small,) = evaluate_slides(loaded.spec, outputs, loaded.reference, seeds, 2000)
+    assert (small.decision, small.reason) == ("final", "interval_too_wide")
+
+
+@pytest.mark.parametrize("name", GROSS)
+def test_foreign_pictures_are_out_of_domain(name: str) -> None:
+    """Unseen slides made into pictures that are grossly unlike the phantom: each is out of domain at slide level."""
+    loaded = read_profile(PROFILE)
+    seeds = range(EVALUATION_FIRST_SEED, EVALUATION_FIRST_SEED + 2)
+    outputs = eager(loaded.spec, loaded.weights)
+    for result in evaluate_slides(loaded.spec, outputs, loaded.reference, seeds, 2000, GROSS[name]):
+        assert result.decision == "out_of_domain"
+
+
+def test_what_changes_nothing_is_no_foreign_picture() -> None:
+    """A slide upside down shows the same textures: it keeps its decision."""
+    loaded = read_profile(PROFILE)
+    outputs, seeds = eager(loaded.spec, loaded.weights), [EVALUATION_FIRST_SEED]
+    (result,) = evaluate_slides(loaded.spec, outputs, loaded.reference, seeds, 2000, SUBTLE["upside down"])
+    assert (result.decision, result.correct) == ("final", True)
+
+
+def test_without_a_reference_nothing_is_judged() -> None:
+    """A profile without a reference evaluates as ever, and even noise is never out of domain."""
+    loaded = read_profile(PROFILE)
+    outputs, seeds = eager(loaded.spec, loaded.weights), [EVALUATION_FIRST_SEED]
+    (result,) = evaluate_slides(loaded.spec, outputs, None, seeds, 2000, GROSS["noise"])
+    assert (result.posterior.judged, result.posterior.marks) == (0, {})
+    assert result.decision != "out_of_domain"
 
 
 def test_batch_does_not_change_a_patch() -> None:
@@ -87,7 +132,8 @@ def test_batch_does_not_change_a_patch() -> None:
     outputs = eager(loaded.spec, loaded.weights)
     together = outputs(loaded.golden_inputs)
     for i in range(4):
-        assert np.array_equal(outputs(loaded.golden_inputs[i : i + 1])[0], together[i])
+        for name, values in outputs(loaded.golden_inputs[i : i + 1]).items():
+            assert np.array_equal(values[0], together[name][i])
 
 
 def test_command_makes_a_profile_that_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +142,7 @@ def test_command_makes_a_profile_that_evaluates(tmp_path: Path, capsys: pytest.C
         *("data.train={first: 10000, count: 8}", "data.calibration={first: 20000, count: 4}"),
         *("data.test={first: 30000, count: 4}", "data.patches_per_strip=3", "optimisation.batch=8"),
         *("optimisation.stages=[{crop_px: 64, epochs: 1}]", "network.width=4", "network.token_dim=16"),
+        "reference.components=4",
     ]
     out = tmp_path / "quick"
     assert main(["phantom-profile", "--out", str(out), "--recipe", str(RECIPE), "--json", *short]) == 0
@@ -103,10 +150,12 @@ def test_command_makes_a_profile_that_evaluates(tmp_path: Path, capsys: pytest.C
     assert figures["slides"] == 4
     assert 0 <= figures["ece_after"] <= 1
     loaded = read_profile(out)
-    found = eager(loaded.spec, loaded.weights)(loaded.golden_inputs)
+    found = eager(loaded.spec, loaded.weights)(loaded.golden_inputs)["logits"]
     np.testing.assert_allclose(found, loaded.golden_outputs, rtol=1e-5, atol=1e-5)
+    assert loaded.reference is not None and loaded.reference.components.shape == (4, 32)
     assert main(["evaluate-phantom", "--profile", str(out), "--slides", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert report["foreign"] == {}
     assert report["of"] == 1
     assert report["slides"][0]["used"] + sum(report["slides"][0]["rejected"].values()) == 42
 
@@ -117,6 +166,7 @@ def test_evaluation_prints_a_table_and_can_be_a_gate(capsys: pytest.CaptureFixtu
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "ependymoma" in text
+    assert "Like the reference?" in text
     assert text.rstrip().endswith("1 of 1 correct")
     assert main([*arguments, "--at-least", "2"]) == 1
 
@@ -127,6 +177,11 @@ def test_evaluation_prints_a_table_and_can_be_a_gate(capsys: pytest.CaptureFixtu
         (["phantom-profile", "--out", "x", "--recipe", str(RECIPE), "seeed=1"], 2, "seeed: Extra inputs"),
         (["phantom-profile", "--out", "x", "--recipe", "missing.yaml"], 1, "missing.yaml"),
         (["phantom-profile", "--out", "x", "--recipe", str(RECIPE), "classes=[a, b]"], 2, "label order"),
+        (
+            ["phantom-profile", "--out", "x", "--recipe", str(RECIPE), "data.train={first: 10000, count: 1}"],
+            1,
+            "reference.components: 32 directions cannot be fitted to 7 patches",
+        ),
         (["evaluate-phantom", "--profile", "missing"], 1, "missing"),
     ],
 )
@@ -138,6 +193,16 @@ def test_trouble_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_foreign_pictures_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--foreign` adds the share of marked patches and the decisions of every kind, for scripts too."""
+    arguments = ["evaluate-phantom", "--profile", str(PROFILE), "--slides", "1", "--foreign", "1", "--json"]
+    assert main(arguments) == 0
+    foreign = json.loads(capsys.readouterr().out)["foreign"]
+    assert set(foreign) == {*GROSS, *SUBTLE}
+    assert foreign["brightened twofold"]["decisions"] == {"out_of_domain": 1}
+    assert foreign["brightened twofold"]["intensity_outside"] > 0.9
 
 
 def test_changed_weights_are_refused(tmp_path: Path) -> None:

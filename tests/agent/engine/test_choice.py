@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.contract import Prediction
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import need_openvino, read_profile, write_profile
 from tests.agent.engine.unproven import build_unproven
+from tests.fakes import fake_reference
 
 BOTH = ("openvino", "eager")
 
@@ -177,6 +179,13 @@ def test_failure_on_a_batch_fails_the_self_test(tmp_path: Path) -> None:
     profile = write_profile(tmp_path)
     with pytest.raises(EngineError, match="golden pair cannot be run: out of registers"):
         self_test(BrokenEngine(RuntimeError("out of\n registers")), profile)
+
+
+def test_a_reference_of_another_size_fails_the_self_test(tmp_path: Path) -> None:
+    """A reference made for another network is found when the engine is loaded, not at the first patch."""
+    profile = replace(write_profile(tmp_path), reference=fake_reference())
+    with pytest.raises(EngineError, match=r"cannot be compared .* made for embeddings of 8, not 64"):
+        self_test(EagerBackend().load(profile, None, 1), profile)
 
 
 def test_self_test_gives_the_difference(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from agent.engine import MAX_DP, Engine, class_probabilities, load_built, predict_padded
 from agent.engine.backend import BuildRequest
 from agent.engine.eager import EagerBackend, EagerEngine
+from agent.engine.gates import MAX_EMBEDDING_DIFFERENCE
 from agent.engine.manifest import engine_folder
 from agent.engine.openvino import OpenVinoBackend
 from models.profile import LoadedProfile
@@ -54,11 +55,22 @@ class TestEveryEngine:
     """What the Protocol promises."""
 
     def test_shape_and_dtype(self, engine: Engine) -> None:
-        """A full batch gives one float32 row per input under the name of what the head emits."""
+        """A full batch gives one float32 row per input under the name of what the head emits, and an embedding."""
         prediction = engine.predict(textured(engine.batch_size))
-        assert list(prediction) == ["logits"]
+        assert set(prediction) == {"logits", "embedding"}
         assert prediction["logits"].shape == (engine.batch_size, 4)
-        assert prediction["logits"].dtype == np.float32
+        assert prediction["embedding"].shape == (engine.batch_size, 64)
+        assert all(values.dtype == np.float32 for values in prediction.values())
+
+    def test_the_embedding_is_that_of_eager(self, engine: Engine, profile: LoadedProfile) -> None:
+        """Rows of the embedding are close to eager's own, and so belong to their inputs."""
+        inputs = textured(6, seed=11)
+        expected = predict_padded(EagerEngine(profile, 1, 1), inputs)["embedding"]
+        found = predict_padded(engine, inputs)["embedding"]
+        lengths = np.linalg.norm(expected, axis=1)
+        assert (np.linalg.norm(found - expected, axis=1) / lengths).max() <= MAX_EMBEDDING_DIFFERENCE[
+            engine.precision
+        ]
 
     @pytest.mark.parametrize("extra", [-1, 1])
     def test_other_batch_sizes_are_refused(self, engine: Engine, extra: int) -> None:
@@ -80,16 +92,17 @@ class TestEveryEngine:
                 batch = np.resize(neighbours, (engine.batch_size, *patch.shape))
                 engine.predict(batch)
                 batch[slot] = patch
-                seen.add(engine.predict(batch)["logits"][slot].tobytes())
+                found = engine.predict(batch)
+                seen.add((found["logits"][slot].tobytes(), found["embedding"][slot].tobytes()))
         assert len(seen) == 1
 
     @pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
     def test_padding_never_shows(self, engine: Engine, count: int) -> None:
         """Any number of inputs gives exactly as many rows, with the bits that each has alone."""
         inputs = textured(count, seed=8)
-        together = predict_padded(engine, inputs)["logits"]
-        alone = [predict_padded(engine, inputs[i : i + 1])["logits"][0] for i in range(count)]
-        assert together.tobytes() == np.stack(alone).tobytes()
+        for name, together in predict_padded(engine, inputs).items():
+            alone = [predict_padded(engine, inputs[i : i + 1])[name][0] for i in range(count)]
+            assert together.tobytes() == np.stack(alone).tobytes()
 
     def test_no_inputs(self, engine: Engine) -> None:
         """No input at all is an error, not an empty answer of unknown shape."""
@@ -106,11 +119,12 @@ class TestEveryEngine:
         """The caller's pixels are not changed, and results do not change when the engine runs again."""
         inputs = textured(engine.batch_size, seed=9)
         before = inputs.copy()
-        first = engine.predict(inputs)["logits"]
-        kept = first.copy()
+        first = engine.predict(inputs)
+        kept = {name: values.copy() for name, values in first.items()}
         engine.predict(textured(engine.batch_size, seed=10))
         np.testing.assert_array_equal(inputs, before)
-        np.testing.assert_array_equal(first, kept)
+        for name, values in first.items():
+            np.testing.assert_array_equal(values, kept[name])
 
 
 def test_probabilities_are_named_so(tmp_path: Path) -> None:

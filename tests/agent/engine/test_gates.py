@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from agent.engine import predict_padded
 from agent.engine.eager import EagerEngine
 from agent.engine.gates import GateFailedError, compare, independence_gate, parity_gate, parity_inputs, rate
 from models.contract import Prediction
+from models.domain import distances
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import textured, write_profile
+from tests.fakes import fake_reference
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +31,23 @@ def eager(profile: LoadedProfile) -> EagerEngine:
 
 
 class WrongEngine:
-    """The reference with a fault: logits shifted, or shifted by what lies in the next slot of the batch."""
+    """The reference with a fault: logits shifted, or shifted by what lies in the next slot of the batch, or an
+    embedding that is scaled."""
 
-    def __init__(self, reference: EagerEngine, precision: str, shift: float, *, leaks: bool = False) -> None:
+    def __init__(
+        self, reference: EagerEngine, precision: str, shift: float, *, leaks: bool = False, scale: float = 1.0
+    ) -> None:
         self.name, self.precision, self.batch_size = "wrong", precision, reference.batch_size
-        self._reference, self._shift, self._leaks = reference, shift, leaks
+        self._reference, self._shift, self._leaks, self._scale = reference, shift, leaks, np.float32(scale)
 
     def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
         """The reference's logits, spoiled."""
-        logits_BK = self._reference.predict(x_BCHW)["logits"].copy()
+        prediction = self._reference.predict(x_BCHW)
+        logits_BK = prediction["logits"].copy()
         logits_BK[:, ::2] += self._shift
         if self._leaks:
             logits_BK[:, 1] += np.roll(x_BCHW, 1, axis=0).mean(axis=(1, 2, 3)).astype(np.float32)
-        return {"logits": logits_BK}
+        return {"logits": logits_BK, "embedding": prediction["embedding"] * self._scale}
 
     def close(self) -> None:
         """Nothing to free."""
@@ -48,6 +57,7 @@ def test_a_faithful_engine_passes(profile: LoadedProfile, eager: EagerEngine) ->
     """The reference agrees with itself in every figure."""
     parity = parity_gate(eager, eager, profile, 64)
     assert (parity.max_dp, parity.argmax_agreement, parity.ties) == (0, 1, 0)
+    assert (parity.embedding_difference, parity.far_agreement) == (0, None)
     independence_gate(eager, profile)
 
 
@@ -65,6 +75,34 @@ def test_parity_limits(
     with pytest.raises(GateFailedError, match=r"gate 'parity' failed: max \|dp\|") as caught:
         parity_gate(engine, eager, profile, 32)
     assert caught.value.gate == "parity"
+
+
+@pytest.mark.parametrize(("precision", "scale", "passes"), [("fp32", 1.01, False), ("bf16", 1.01, True)])
+def test_embeddings_must_agree(
+    profile: LoadedProfile, eager: EagerEngine, precision: str, scale: float, passes: bool
+) -> None:
+    """An embedding that is longer than eager's by a hundredth is too much for fp32, not for bf16."""
+    engine = WrongEngine(eager, precision, 0, scale=scale)
+    if passes:
+        assert parity_gate(engine, eager, profile, 8).embedding_difference == pytest.approx(0.01, rel=1e-3)
+        return
+    with pytest.raises(GateFailedError, match=r"gate 'parity' failed: an embedding differs by 0\.01 of its length"):
+        parity_gate(engine, eager, profile, 8)
+
+
+def test_far_marks_must_agree(profile: LoadedProfile, eager: EagerEngine) -> None:
+    """A reference whose limit lies among the patches: where too many of them change sides, the gate fails."""
+    inputs = parity_inputs(profile.golden_inputs, profile.golden_outputs.argmax(axis=1), 32)
+    embeddings = predict_padded(eager, inputs)["embedding"]
+    around = replace(fake_reference(), mean=np.zeros(64), components=np.eye(64)[:3])
+    judged = replace(profile, reference=replace(around, limit=np.array(distances(around, embeddings).max())))
+    faithful = parity_gate(eager, eager, judged, 32)
+    assert faithful.far_agreement == 1
+    assert parity_gate(WrongEngine(eager, "bf16", 0, scale=0.99), eager, judged, 32).far_agreement == 1
+    most = np.median(distances(around, embeddings))
+    divided = replace(profile, reference=replace(around, limit=np.array(most)))
+    with pytest.raises(GateFailedError, match=r"only [0-9.]+% of 32 patches stay near or far from the reference"):
+        parity_gate(WrongEngine(eager, "bf16", 0, scale=1.045), eager, divided, 32)
 
 
 def test_neighbours_that_leak_are_found(profile: LoadedProfile, eager: EagerEngine) -> None:

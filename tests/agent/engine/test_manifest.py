@@ -37,6 +37,8 @@ def manifest(**changes: Any) -> Manifest:
         mean_dp=1e-5,
         argmax_agreement=1,
         ties=0,
+        embedding_difference=0.01,
+        far_agreement=0.99,
         patches_per_s=60.5,
         eager_patches_per_s=17,
         threads=2,
@@ -45,6 +47,7 @@ def manifest(**changes: Any) -> Manifest:
         backend="openvino",
         precision="bf16",
         batch_size=1,
+        outputs={"logits": 4, "embedding": 128},
         profile=ProfileRef(name="p", version=1, sha256=PROFILE),
         device=this_cpu(),
         requires={"numpy": distribution_version("numpy")},
@@ -126,10 +129,14 @@ def test_every_edit_by_hand_shows(tmp_path: Path) -> None:
     [
         ("", "Expecting value"),
         ("[]", "not an engine manifest"),
-        ('{"format": 2}', "not an engine manifest of this version"),
+        ('{"format": 3}', "not an engine manifest of this version"),
+        (
+            '{"format": 1}',
+            "built by an earlier version, whose engines give no embedding .*; run: python -m agent.bui",
+        ),
         ("\udcff", "utf-8"),
     ],
-    ids=["empty", "list", "later format", "not text"],
+    ids=["empty", "list", "later format", "earlier format", "not text"],
 )
 def test_other_contents(tmp_path: Path, text: str, reason: str) -> None:
     """A manifest that cannot be read is refused in one line."""

@@ -101,6 +101,15 @@ def test_damaged_ir_is_a_clear_error(folder: Path, profile: LoadedProfile) -> No
         OpenVinoEngine(profile, Artefacts(artefacts.manifest, {**artefacts.files, IR_XML: b"<net/>"}), 1)
 
 
+def test_a_model_with_other_outputs_is_refused(folder: Path, profile: LoadedProfile) -> None:
+    """A model that does not give what its manifest says raises one of the errors that the choice expects."""
+    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
+    assert artefacts.manifest.outputs == {"logits": 4, "embedding": 64}
+    manifest = artefacts.manifest.model_copy(update={"outputs": {"logits": 4}})
+    with pytest.raises(RuntimeError, match="gives logits, embedding"):
+        OpenVinoEngine(profile, Artefacts(manifest, artefacts.files), 1)
+
+
 def test_engine_without_artefacts(profile: LoadedProfile) -> None:
     """OpenVINO never runs from a profile alone."""
     with pytest.raises(ValueError, match="needs a built engine"):

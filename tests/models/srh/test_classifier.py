@@ -47,6 +47,17 @@ def test_shapes(head: str, classes: int) -> None:
         torch.testing.assert_close(network.head(network.embed(x)), network(x))
 
 
+@pytest.mark.parametrize("head", ["transformer", "mlp"])
+def test_the_embedding_comes_beside_the_answer(head: str) -> None:
+    """What engines compile gives the very bits of `forward` and of `embed`, in this order."""
+    network = narrow(head=head)
+    x = torch.rand(2, 3, 300, 300)
+    with torch.no_grad():
+        emitted, embedding = network.with_embedding()(x)
+        assert torch.equal(emitted, network(x))
+        assert torch.equal(embedding, network.embed(x))
+
+
 @pytest.mark.parametrize(("quirks", "emits"), [(True, "probabilities"), (False, "logits")])
 def test_says_what_it_emits(quirks: bool, emits: str) -> None:
     """`emits` names the output, and softmax inside the head means rows that sum to 1."""
