@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
-SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk openssl systemd chromium fonts-dejavu-core bubblewrap
+SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench phantom-profile evaluate-phantom system-packages clean
+.PHONY: help setup demo test lint format bench phantom-profile evaluate-phantom system-packages install uninstall wheels clean
 
 help:  ## what there is to make
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,17 @@ bench: $(VENV)/.dev  ## latencies and rates of this machine
 phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)
 	$(BIN)/python -m train phantom-profile --out configs/profiles/phantom $(ARGS)
 
-evaluate-phantom: $(VENV)/.dev  ## 40 unseen phantom slides; fails below 38 right
-	$(BIN)/python -m train evaluate-phantom --profile configs/profiles/phantom --slides 40 --at-least 38 $(ARGS)
+evaluate-phantom: $(VENV)/.dev  ## 40 unseen phantom slides and foreign pictures; fails below 38 right
+	$(BIN)/python -m train evaluate-phantom --profile configs/profiles/phantom --slides 40 --foreign 4 --at-least 38 $(ARGS)
+
+install:  ## the services, on this machine (root) or below DESTDIR; see docs/install.md
+	systemd/install.sh
+
+uninstall:  ## remove the services; settings and state stay, unless PURGE=1
+	systemd/uninstall.sh
+
+wheels:  ## everything in one tar file, for machines without a network
+	systemd/wheels.sh
 
 system-packages:  ## Debian packages that the tests use as real counterparts (needs root)
 	apt-get update -qq

@@ -6,20 +6,20 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 
-import structlog
-from pydantic import ValidationError
-
 from agent.batching import Batch, Batcher
-from agent.commands import ClosePatient
 from agent.handover import CancelToken, Handover, Wakeup
 from agent.intake import PatientClosed, SlideClosed, Told
 from agent.reader import Reader
+from agent.topics import Message
 from agent.worker import Work
 from models.contract import ModelInput
 
 LONGEST_WAIT_S = 1.0
 SHORTEST_WAIT_S = 0.01
 """A writing imager raises an event for every few KiB; so many polls a second are enough."""
+
+TellClosed = Callable[[tuple[str, ...]], Message]
+"""Makes the message that says which patients were closed."""
 
 
 class Feeder:
@@ -43,23 +43,15 @@ class Feeder:
         self._wakeup = wakeup
         self._beat = beat
         self._clock = clock
-        self._log = structlog.get_logger("reader")
-        self._closings: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._closings: queue.SimpleQueue[tuple[str | None, TellClosed]] = queue.SimpleQueue()
 
-    def close_patient(self, patient: str | None) -> None:
-        """End a patient (None: whoever is open) as soon as the loop comes round."""
-        self._closings.put(patient)
+    def close_patient(self, patient: str | None, answer: TellClosed) -> None:
+        """End a patient (None: whoever is open) as soon as the loop comes round.
+
+        `answer` is then given the patients that ended by it; its message goes on behind their finals.
+        """
+        self._closings.put((patient, answer))
         self._wakeup.set()
-
-    def obey(self, verb: str, payload: bytes) -> None:
-        """Carry out a command that came over MQTT; a body that is not understood is logged and ignored."""
-        try:
-            command = ClosePatient.model_validate_json(payload or b"{}")
-        except ValidationError as error:
-            self._log.warning("bad_command", verb=verb, errors=error.error_count())
-            return
-        self._log.info("command", verb=verb, patient=command.patient)
-        self.close_patient(command.patient)
 
     def run(self) -> None:
         """Work until a stop is asked for, hand over what is in hand, and close the outbox."""
@@ -68,7 +60,7 @@ class Feeder:
             self._pass_on(self._reader.poll(self._clock()))
             self._flush_rejected()
             while not self._closings.empty():
-                self._pass_on(self._reader.close_patient(self._closings.get()))
+                self._close(*self._closings.get())
             self._flush_due()
             self._wakeup.wait(self._patience_s())
             self._token.stopping.wait(SHORTEST_WAIT_S)
@@ -80,6 +72,12 @@ class Feeder:
         deadline = self._batcher.wait_s(now)
         waits = [LONGEST_WAIT_S, self._reader.wait_s(now), *([] if deadline is None else [deadline])]
         return max(0.0, min(waits))
+
+    def _close(self, patient: str | None, answer: TellClosed) -> None:
+        told = list(self._reader.close_patient(patient))
+        self._pass_on(told)
+        if not self._token.stopping.is_set():
+            self._outbox.put(answer(tuple(item.patient for item in told if isinstance(item, PatientClosed))))
 
     def _pass_on(self, told: Iterable[Told]) -> None:
         for item in told:

@@ -30,7 +30,7 @@ class Folder(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a slide stands, told when it changes."""
+    """Where a slide stands, told when it changes, and once a minute while bytes arrive."""
 
     slide: SlideKey
     state: State
@@ -39,6 +39,8 @@ class Progress:
     expected: int | None
     last_byte_s: float
     """Monotonic seconds."""
+    live: bool = True
+    """Something arrived since the agent started; False for what lay in the folder already."""
 
 
 @dataclass(frozen=True)

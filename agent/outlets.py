@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from agent.field_types import AnyPath, Seconds
+from agent.field_types import AnyPath, Seconds, SecretPath
 from agent.typed_yaml import Section
 
 Verb = Literal["close-patient", "replay-state", "engine"]
@@ -27,13 +28,14 @@ class MqttSettings(Section):
     """MQTT version; `auto` tries 5 and falls back to 3.1.1."""
     username: str | None = None
     """User name at the broker."""
-    password_file: AnyPath | None = None
-    """File that holds the password and nothing else."""
-    ca_file: AnyPath | None = None
+    password_file: SecretPath | None = None
+    """File that holds the password and nothing else; `credential:NAME` takes what systemd gives the service by
+    LoadCredential=NAME:FILE. The same holds for the three files below."""
+    ca_file: SecretPath | None = None
     """Certificate authority (PEM) that the broker's certificate must come from; turns TLS on."""
-    cert_file: AnyPath | None = None
+    cert_file: SecretPath | None = None
     """Own certificate (PEM) for brokers that ask for one."""
-    key_file: AnyPath | None = None
+    key_file: SecretPath | None = None
     """Private key (PEM) of `cert_file`."""
     keepalive_s: int = Field(15, ge=1, le=65_535)
     """Seconds of silence after which the connection is tested."""
@@ -44,8 +46,9 @@ class MqttSettings(Section):
     health_interval_s: Seconds = 10.0
     """Seconds between two health messages."""
     commands: tuple[Verb, ...] = ()
-    """Commands that are obeyed when they arrive at `cmd/<verb>`; none by default. Who may send them is for the
-    broker's access rules (`python -m agent contract` writes them)."""
+    """Commands that are obeyed when they arrive at `cmd/<verb>`: close-patient, replay-state, engine. With none, the
+    default, no command is listened to at all. Who may send them is for the broker's access rules
+    (`python -m agent contract` writes them)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MqttSettings:
@@ -87,3 +90,17 @@ class DicomOutSettings(Section):
     """File that holds the bearer token for that service and nothing else."""
     identity: bool = False
     """Whether the objects carry the patient's and slide's real names, looked up in identity.lookup_file."""
+    pixel_um: float = Field(0.5, gt=0)
+    """Side of one pixel of the imager, micrometres: the scale of the heat map, and of nothing else."""
+
+    @model_validator(mode="after")
+    def _sendable(self) -> DicomOutSettings:
+        if self.stow_url is not None and self.folder is None:
+            raise ValueError("stow_url needs folder: objects are written there before they are sent")
+        if self.stow_url is None and (self.stow_ca_file or self.stow_token_file):
+            raise ValueError("stow_ca_file and stow_token_file need stow_url")
+        if self.stow_token_file and not re.match(r"https:|http://(127\.0\.0\.1|localhost)[:/]", self.stow_url or ""):
+            raise ValueError(
+                "stow_token_file needs an https:// stow_url: on plain http everybody could read the token"
+            )
+        return self

@@ -18,13 +18,25 @@ from agent.health import Pulse
 from agent.reload import LiveSettings
 
 log = structlog.get_logger("agent")
+LOOK_S = 0.01
 
 
-def oversee(rooms: Mapping[str, Callable[[], None]], token: CancelToken, pulse: Pulse, live: LiveSettings) -> None:
-    """Start every room and stay until all have ended; `token` tells how."""
+def oversee(
+    rooms: Mapping[str, Callable[[], None]],
+    token: CancelToken,
+    pulse: Pulse,
+    live: LiveSettings,
+    has_looked: Callable[[], bool] = lambda: True,
+) -> None:
+    """Start every room and stay until all have ended; `token` tells how.
+
+    READY waits for `has_looked`: what lay in the folder has been listed, so that whatever comes later is new.
+    """
     threads = [threading.Thread(target=_room, args=(*item, token), name=item[0]) for item in rooms.items()]
     for thread in threads:
         thread.start()
+    while not has_looked() and not token.stopping.wait(LOOK_S):
+        pass
     host.notify(f"READY=1\nSTATUS=watching {live.now.folder}")
     log.info("ready", folder=str(live.now.folder))
     interval_s = host.watchdog_interval_s()

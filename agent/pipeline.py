@@ -16,6 +16,8 @@ import structlog
 
 from agent import host
 from agent.batching import Batcher
+from agent.catch_up import CatchUp
+from agent.command_desk import CommandDesk
 from agent.engine import choose
 from agent.feeder import Feeder
 from agent.formats import Limits
@@ -25,6 +27,7 @@ from agent.health import Figures, Pulse
 from agent.identity import Pseudonyms, load_or_create_key
 from agent.layouts import Layouts
 from agent.ledger import CountedPatch, FinalRow, Ledger, Record
+from agent.measures import EngineMeasures, SenderMeasures
 from agent.messages import EngineRef
 from agent.metrics import serve_metrics
 from agent.naming import rules_of
@@ -39,6 +42,7 @@ from agent.roster import Patience
 from agent.sender import Sender
 from agent.settings import Settings
 from agent.speech import Speech
+from agent.spooler import spooling
 from agent.topics import Topics
 from agent.watch import Watch
 from agent.worker import Work, Worker
@@ -110,14 +114,17 @@ class Pipeline:
         ledger = Ledger.open(settings.state_dir / "ledger.sqlite")
         self._resources.callback(ledger.close)
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
-        speaker = Speaker(uuid.uuid4().hex, topics, profile, engine, lambda: datetime.now(UTC))
+        # Short, since it is in every message, small heat map arrays too.
+        speaker = Speaker(uuid.uuid4().hex[:16], topics, profile, engine, lambda: datetime.now(UTC))
         speech = Speech(speaker, choice, ledger.next_boot(), datetime.now(UTC))
         memory = self._remember(ledger, profile.sha256)
+        self._keep_results = spooling(settings, profile.spec, ledger)
 
         capacity, token = settings.pipeline.handover_capacity, self._token
         self._work: Handover[Work] = Handover("reader-engine", capacity, token)
         self._records: Handover[Record] = Handover("engine-sender", capacity, token)
         self._pulse = Pulse(self._work, self._records)
+        self._measures = EngineMeasures(), SenderMeasures()
         wakeup = Wakeup(token)
         self._watch = Watch(
             settings.folder,
@@ -129,17 +136,22 @@ class Pipeline:
         reader = self._reader(profile.spec, memory)
         batcher = Batcher(choice.engine.batch_size, settings.pipeline.batch_deadline_ms / 1e3)
         feeder = Feeder(reader, batcher, self._work, token, wakeup, beat=self._pulse.beats("reader"))
-        reducer = Reducer(choice.engine, profile.spec, memory.patches)
+        reducer = Reducer(choice.engine, profile.spec, memory.patches, profile.reference)
         reducer.resume(memory.finals)
+        reporter = Reporter(reducer, speaker, memory.finals)
         worker = Worker(
             self._work,
             self._records,
             reducer,
-            Reporter(reducer, speaker, memory.finals),
+            reporter,
             profile.sha256,
             interval_s=settings.pipeline.publish_interval_ms / 1e3,
             beat=self._pulse.beats("engine"),
+            wall=speaker.wall,
+            measures=self._measures[0],
         )
+        # Before anybody can see the last start's: nothing is on the table until something arrives.
+        ledger.append(Record(profile.sha256, messages=(reporter.current(None),)))
         sender = self._sender(speech, ledger, feeder, reducer, reader)
         self._live.follow(lambda now: _follow(now, self._watch, self._patience, batcher, worker, sender))
         self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
@@ -180,9 +192,18 @@ class Pipeline:
             client_id=f"spinextract-{settings.site}-{settings.instrument}",
             will=speech.status("offline"),
             wake=self._records.nudge,
-            commands={speaker.topics.command(verb): verb for verb in settings.mqtt.commands},
+            commands=speaker.topics.commands if settings.mqtt.commands else None,
         )
-        figures = Figures(speaker, reducer, reader, self._watch, (self._work, self._records), session, ledger)
+        desk = CommandDesk(
+            settings.mqtt.commands,
+            speaker,
+            close_patient=feeder.close_patient,
+            catch_up=CatchUp(ledger, speaker, lambda: speech.status("online")),
+            engine=lambda: speech.engine(settings.profile),
+        )
+        figures = Figures(
+            speech, reducer, reader, self._watch, (self._work, self._records), session, ledger, *self._measures
+        )
         if settings.metrics.port is not None:
             self._resources.callback(serve_metrics(settings.metrics.port, figures.health))
         return Sender(
@@ -193,18 +214,30 @@ class Pipeline:
             stopped=lambda: speech.status("stopped"),
             health=figures.message,
             health_interval_s=settings.mqtt.health_interval_s,
-            on_command=feeder.obey,
+            on_command=desk.take,
+            contradicts=speech.is_contradicted_by,
+            alert=speech.refused,
             in_flight=settings.mqtt.in_flight,
             flush_limit_s=settings.pipeline.stop_limit_s / 2,
-            beat=self._pulse.beats("sender", figures.look),
+            beat=self._pulse.beats("sender", figures.look, self._keep_results),
+            measures=self._measures[1],
         )
 
     def run(self) -> int:
         """Work until the token stops; 0 after a clean end, 1 when a room died or the end took too long."""
         with self._resources:
             self._watch.start()
-            oversee(self._rooms, self._token, self._pulse, self._live)
+            watch = self._watch
+            oversee(
+                self._rooms,
+                self._token,
+                self._pulse,
+                self._live,
+                has_looked=lambda: watch.scanned_once or watch.unavailable is not None,
+            )
             self._watch.stop()
+            if self._token.failure is None and not self._token.cancelled.is_set():
+                self._keep_results()  # the last finals; no room owns the ledger any more
         if self._token.failure is not None:
             log.error("room_died", room=self._token.failed_room, error=str(self._token.failure))
             return 1

@@ -10,15 +10,20 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+
+import structlog
 
 from agent import credentials
-from agent.connection import Acked, Command, Connected, Connection, Disconnected, Ending, Event, Plan, Version
+from agent.connection import Connection, Ending, Plan
 from agent.errors import SettingsError
+from agent.session_events import Acked, Command, Connected, Disconnected, Event, Overheard, Version
 from agent.settings import MqttSettings
 from agent.topics import Message
 
-__all__ = ["Acked", "Command", "Connected", "Disconnected", "Event", "Session"]
+__all__ = ["Acked", "Command", "Connected", "Disconnected", "Event", "Overheard", "Session"]
+
+log = structlog.get_logger(__name__)
 
 STABLE_S = 10.0
 """A connection that held this long starts the next backoff anew."""
@@ -45,19 +50,22 @@ class Session:
         client_id: str,
         will: Message,
         wake: Callable[[], None] = lambda: None,
-        commands: Mapping[str, str] | None = None,
+        commands: str | None = None,
         backoff_s: tuple[float, float] = (0.5, 30.0),
     ) -> None:
-        """`wake` is called on the network thread after each event; `commands` maps topic → verb; `backoff_s` is
-        the first and the longest pause between attempts, before jitter.
+        """`wake` is called on the network thread after each event; `commands` is the filter of the command topics
+        (None: commands are not listened to); `backoff_s` is the first and the longest pause between attempts, before
+        jitter.
 
         Raises SettingsError when the password file or a TLS file cannot be used.
         """
         credentials.password(settings)
         credentials.tls(settings)
+        for exposure in credentials.exposures(settings):
+            log.warning("mqtt_exposed", detail=exposure)
         self.reconnects = 0
         """Connections after the first one; for the thread that calls `events`."""
-        self._plan = Plan(settings, settings.client_id or client_id, will, dict(commands or {}))
+        self._plan = Plan(settings, settings.client_id or client_id, will, commands)
         self._wake = wake
         self._backoff_s = backoff_s
         self._queue: queue.SimpleQueue[tuple[Connection | None, Event | BaseException]] = queue.SimpleQueue()
@@ -134,7 +142,7 @@ class Session:
     def _emit(self, connection: Connection | None, event: Event | BaseException) -> None:
         if isinstance(event, Connected):
             self._proven = True
-        if isinstance(event, Command) and self._queue.qsize() > MAX_WAITING_EVENTS:
+        if isinstance(event, Command | Overheard) and self._queue.qsize() > MAX_WAITING_EVENTS:
             return
         self._queue.put((connection, event))
         self._wake()

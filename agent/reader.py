@@ -89,7 +89,7 @@ class Reader:
                 self._unsettled.discard(path)
         for path in changes.removed:
             yield from self._removed(path, now)
-        yield from self._roster.silence(now)
+        yield from self._roster.silence(now, looked=changes.unavailable is None)
         yield from self._tell_waiting(now - self._patience.stall_after_s)
 
     def wait_s(self, now: float) -> float:

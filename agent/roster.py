@@ -16,6 +16,9 @@ from agent.intake import PatientClosed, Problem, Progress, SlideClosed, Told
 from agent.source import Reading
 from models.contract import Assembler, Part, PatchKey, SlideKey, by_slide
 
+RETELL_S = 60.0
+"""While bytes arrive, a slide's progress is told at least this often, so that `current` can be renewed."""
+
 
 @dataclass
 class Patience:
@@ -38,7 +41,11 @@ class _Slide:
     acquisition: Acquisition
     arrivals: dict[Part, Arrival] = field(default_factory=dict)
     expected: dict[Part, int] = field(default_factory=dict)
-    told: tuple[State, int, int | None] | None = None
+    live: bool = False
+    """Something arrived after the first look into the folder."""
+    told: tuple[State, int, int | None, bool] | None = None
+    told_s: float = -math.inf
+    """Last byte when it was told."""
 
 
 class Roster:
@@ -96,6 +103,7 @@ class Roster:
         self._open[patient] = self.last_byte_s = now
         slide = self._slides[part.slide]
         slide.acquisition.receive(now)
+        slide.live |= not self._first_look
         yield from self._tell(slide)
 
     def expect(self, part: Part, parts: int | None) -> Iterator[Told]:
@@ -129,9 +137,9 @@ class Roster:
             slide.acquisition.happen(Happening.REMOVED)
             yield from self._close(slide)
 
-    def silence(self, now: float) -> Iterator[Told]:
-        """What the time that has passed without bytes means."""
-        self._first_look = False
+    def silence(self, now: float, *, looked: bool = True) -> Iterator[Told]:
+        """What the time that has passed without bytes means; `looked`: the folder could be read before."""
+        self._first_look = self._first_look and not looked
         for slide in list(self._slides.values()):
             limit = self._limit_s(slide)
             if limit is not None and slide.acquisition.quiet_s(now) >= limit:
@@ -223,7 +231,8 @@ class Roster:
 
     def _tell(self, slide: _Slide) -> Iterator[Told]:
         acquisition = slide.acquisition
-        now_told = (acquisition.state, len(acquisition.done), acquisition.expected)
-        if now_told != slide.told:
-            slide.told = now_told
-            yield Progress(acquisition.slide, *now_told, acquisition.last_byte_at)
+        now_told = (acquisition.state, len(acquisition.done), acquisition.expected, slide.live)
+        if now_told != slide.told or acquisition.last_byte_at - slide.told_s >= RETELL_S:
+            slide.told, slide.told_s = now_told, acquisition.last_byte_at
+            state, done, expected, live = now_told
+            yield Progress(acquisition.slide, state, done, expected, acquisition.last_byte_at, live)

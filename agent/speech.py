@@ -1,17 +1,31 @@
-"""What the agent says of itself: birth, clean end, last will."""
+"""What the agent says of itself: birth, clean end, last will, its engine, and what the broker would not take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 
-from agent.engine import Choice
-from agent.messages import Status
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agent.commands import BuiltEngine, EngineInService
+from agent.engine import Choice, built_engines
+from agent.messages import Alert, Status
 from agent.reporter import Speaker
 from agent.topics import Message
 
 DISTRIBUTION = "spinextract-agent"
+
+
+class _Heard(BaseModel):
+    """What counts of a status on our topic, whichever version wrote it."""
+
+    model_config = ConfigDict(extra="ignore")
+    session_id: str
+    state: str
+    boot_seq: int
 
 
 @dataclass(frozen=True)
@@ -36,5 +50,51 @@ class Speech:
                 "passed_over": self.choice.passed_over,
                 "since": self.since,
             }
+        )
+        return self.speaker.topics.message(payload)
+
+    def is_contradicted_by(self, payload: bytes) -> bool:
+        """Whether a status on our own topic is not true of us: a late will or farewell, or an earlier start.
+
+        A later start that is online is another agent under our topics. It is told in the log and not answered, or
+        the two would answer each other for ever.
+        """
+        try:
+            heard = _Heard.model_validate_json(payload)
+        except ValidationError:
+            return True  # no status at all stands where ours should
+        if heard.session_id == self.speaker.session_id:
+            return False
+        if heard.state == "online" and heard.boot_seq >= self.boot_seq:
+            structlog.get_logger("agent").error(
+                "another_agent", detail="another agent speaks under the same site and instrument: give it its own"
+            )
+            return False
+        return True
+
+    def engine(self, profile: Path) -> EngineInService:
+        """Which engine runs, why not another, and what is built beside the profile."""
+        built = tuple(
+            BuiltEngine(name=folder.name)
+            if record is None
+            else BuiltEngine(
+                name=folder.name, precision=record.precision, batch=record.batch_size, built_at=record.built_at
+            )
+            for folder, record in built_engines(profile)
+        )
+        return EngineInService(
+            engine=self.speaker.engine,
+            batch=self.choice.engine.batch_size,
+            passed_over=self.choice.passed_over,
+            built=built,
+        )
+
+    def refused(self, message: Message, reason: str) -> Message:
+        """The alert that the broker does not take a kind of result."""
+        payload = Alert(
+            **self.speaker.stamp(),
+            severity="error",
+            reason="refused_by_broker",
+            detail=f"{message.kind} messages are refused: {reason}. They are kept and tried again",
         )
         return self.speaker.topics.message(payload)

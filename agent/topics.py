@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
+from agent.commands import Reply
 from agent.messages import Alert, Current, Health, Payload, Status
 from agent.results import PatientFinal, PatientPosterior, SlideFinal, SlidePatches, SlidePosterior
 
@@ -17,7 +17,8 @@ SCHEMA_VERSION = 1
 DEFAULT_ROOT = "srh/v1"
 HEALTH_EXPIRY_S = 60
 CURRENT_EXPIRY_S = 900
-_FORBIDDEN = frozenset("/+#\x00")
+_WILD = frozenset("+#\x00")
+_FORBIDDEN = _WILD | {"/"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Message:
     """Goes through the ledger. False: sent when connected, else dropped (and made anew later)."""
     expiry_s: int | None = None
     """Seconds after which the broker may forget it; None = never."""
+    correlation: bytes | None = None
+    """MQTT 5 Correlation Data of the command that this answers."""
 
     @property
     def schema(self) -> str:
@@ -75,6 +78,8 @@ ROUTES: dict[str, Route] = {
         Route(SlideFinal, "slide/{slide}/final"),
         Route(PatientFinal, "patient/{patient}/final"),
         Route(Alert, "alert", retain=False),
+        # Whoever asked waits for it now, and may ask again under the same request_id.
+        Route(Reply, "reply/{verb}", retain=False, durable=False),
     )
 }
 
@@ -91,7 +96,9 @@ class Topics:
         """Put a payload on its route; raises ValueError when an id cannot be one level of a topic."""
         route = ROUTES[payload.kind]
         ids = {
-            name: _level(str(getattr(payload, name))) for name in ("slide", "patient") if f"{{{name}}}" in route.topic
+            name: _level(str(getattr(payload, name)))
+            for name in ("slide", "patient", "verb")
+            if f"{{{name}}}" in route.topic
         }
         return Message(
             topic=f"{self.base}/{route.topic.format(**ids)}",
@@ -109,10 +116,21 @@ class Topics:
         """The topic on which a command arrives, e.g. `close-patient`."""
         return f"{self.base}/cmd/{_level(verb)}"
 
+    @property
+    def commands(self) -> str:
+        """The filter that every command's topic matches."""
+        return f"{self.base}/cmd/+"
 
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema (2020-12) of every payload as it is written, by kind."""
-    return {kind: route.payload.model_json_schema(mode="serialization") for kind, route in ROUTES.items()}
+    @property
+    def status(self) -> str:
+        """Where birth and will go."""
+        return f"{self.base}/{ROUTES['status'].topic}"
+
+    def may_reply_at(self, topic: str) -> bool:
+        """Whether a requester may have its answer there: below `reply/`, or anybody could make us speak anywhere."""
+        prefix = f"{self.base}/reply/"
+        below = topic.removeprefix(prefix)
+        return topic.startswith(prefix) and below != "" and len(topic) <= 1024 and not _WILD.intersection(below)
 
 
 def final_event_id(profile_sha256: str, scope: str, patient: str, slide: str, revision: int) -> str:

@@ -96,7 +96,7 @@ class Watch:
         self._wake = wake
         self._observer: BaseObserver | None = None
         self._next_scan = float("-inf")
-        self._scanned_once = False
+        self.scanned_once = False
         self._told_no_events = False
         self._next_start = float("-inf")
         self._told_forbidden: set[str] = set()
@@ -161,9 +161,9 @@ class Watch:
         # What another folder under this name (an unmounted share's empty mount point) lacks was not removed.
         removed = [] if self.unavailable else [path for path in self._known if path not in found]
         self._known = found
-        alone = len(found_by_scan - touched) if self._observer is not None and self._scanned_once and not whole else 0
+        alone = len(found_by_scan - touched) if self._observer is not None and self.scanned_once and not whole else 0
         self.scan_only_finds += alone
-        self._scanned_once = True
+        self.scanned_once = True
         return Changes(sorted(touched | found_by_scan), sorted(removed), alone, self.unavailable)
 
     def _drain(self) -> tuple[set[str], bool]:
@@ -241,7 +241,7 @@ class Watch:
         if self._observer is not None:
             self._log.warning("events_lost", detail="the event thread died; it is started again")
             self.stop()
-        if self._scanned_once and time.monotonic() >= self._next_start:
+        if self.scanned_once and time.monotonic() >= self._next_start:
             self.start()
 
     def _listens(self) -> bool:

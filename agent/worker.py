@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -16,13 +17,17 @@ from agent.batching import Batch
 from agent.handover import Handover
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed
 from agent.ledger import CountedPatch, FinalRow, Record
+from agent.measures import EngineMeasures
 from agent.reducer import Reducer
 from agent.reporter import Reporter
 from agent.results import Latency
-from agent.topics import Message
+from agent.topics import CURRENT_EXPIRY_S, Message
 from models.contract import SlideKey
 
-Work = Batch | Progress | SlideClosed | PatientClosed | Problem
+Work = Batch | Progress | SlideClosed | PatientClosed | Problem | Message
+"""A message goes on behind what was said of the work before it."""
+RENEW_S = CURRENT_EXPIRY_S / 3
+"""While bytes arrive, `current` is said again after this, so that it expires only when nothing arrives."""
 KEPT_PATIENTS = 32
 """Ended patients whose patches stay in memory one by one; of those before, only the exact sums and counts stay."""
 
@@ -41,7 +46,10 @@ class Worker:
         interval_s: float = 0.2,
         beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        measures: EngineMeasures | None = None,
     ) -> None:
+        self.measures = measures or EngineMeasures()
         self._inbox = inbox
         self._outbox = outbox
         self._reducer = reducer
@@ -50,12 +58,15 @@ class Worker:
         self.interval_s = interval_s
         self._beat = beat
         self._clock = clock
+        self._wall = wall
         self._rows: list[CountedPatch] = []
         self._messages: list[Message] = []
         self._finals: list[FinalRow] = []
         self._changed: set[SlideKey] = set()
         self._told_at = float("-inf")
         self._current: SlideKey | None = None
+        self._pointed_at = float("-inf")
+        """When `current` was said last."""
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._latency = Latency()
         self._log = structlog.get_logger("engine")
@@ -67,8 +78,13 @@ class Worker:
             work = self._inbox.get(timeout_s=1.0)
             if work is not None:
                 self._handle(work)
+            # Brokers of MQTT 3.1.1 know no expiry: an old patient must not stay on a screen there either.
+            if self._current is not None and self._clock() - self._pointed_at >= CURRENT_EXPIRY_S:
+                self._point_to(None)
             if not len(self._inbox) or self._clock() - self._told_at >= self.interval_s:
                 self._tell()
+        if self._current is not None:
+            self._point_to(None)
         self._tell()
         self._outbox.close()
 
@@ -86,23 +102,39 @@ class Worker:
                 slide = work.slide.slide if work.slide else None
                 self._log.warning("problem", reason=work.reason, detail=work.detail, slide=slide, file=work.file_id)
                 self._messages.append(self._reporter.alert(work))
+                self.measures.alert(work.reason)
+            case Message():
+                self._messages.append(work)
 
     def _infer(self, batch: Batch) -> None:
         started = self._clock()
         rows = self._reducer.run(batch)
         ended = self._clock()
         if batch.inputs:
+            seen_s = [timed.seen_s for timed in batch.inputs]
+            age_s = ended - max(seen_s)
             self._latency = Latency(
-                last_byte_to_result_ms=1e3 * (ended - max(timed.seen_s for timed in batch.inputs)),
+                last_byte_to_result_ms=1e3 * age_s,
                 inference_ms=1e3 * (ended - started),
+                last_byte_at=self._wall() - timedelta(seconds=age_s),
             )
+            if rows:
+                self.measures.ran(seen_s, started, ended)
+        for row in rows:
+            if row.values is not None:
+                self.measures.recent.add(row.values, row.marks)
         self._rows += rows
         self._changed |= {row.key.of_slide for row in rows}
 
     def _follow(self, progress: Progress) -> None:
         self._reducer.slide(progress.slide).follow(progress)
         self._changed.add(progress.slide)
-        if progress.state is State.RECEIVING and progress.slide != self._current:
+        if progress.state is not State.RECEIVING:
+            return
+        self._ended.pop(progress.slide.patient, None)
+        # What lay in the folder before this start may be long over: only what arrives is on the table.
+        overdue = self._clock() - self._pointed_at >= RENEW_S
+        if progress.live and (progress.slide != self._current or overdue):
             self._point_to(progress.slide)
 
     def _close_slide(self, closed: SlideClosed) -> None:
@@ -138,10 +170,8 @@ class Worker:
             self._reducer.freeze(self._ended.popitem(last=False)[0])
 
     def _point_to(self, slide: SlideKey | None) -> None:
-        self._current = slide
+        self._current, self._pointed_at = slide, self._clock()
         self._messages.append(self._reporter.current(slide))
-        if slide is not None:
-            self._ended.pop(slide.patient, None)
 
     def _finish(self, said: tuple[Message, FinalRow] | None) -> None:
         if said is not None:
@@ -150,13 +180,12 @@ class Worker:
 
     def _tell(self) -> None:
         """Hand over everything since the last time as one record: one transaction of the ledger."""
-        if not (self._rows or self._messages or self._changed):
+        heat_maps = self._reporter.patches(self._rows, self._clock(), everything=self._inbox.ended)
+        if not (self._rows or self._messages or self._changed or heat_maps):
             return
-        running = [
-            *self._reporter.patches(self._rows),
-            *self._reporter.posteriors(self._changed, self._latency),
-        ]
+        running = [*heat_maps, *self._reporter.posteriors(self._changed, self._latency)]
         record = Record(self._sha256, tuple(self._rows), (*running, *self._messages), tuple(self._finals))
         self._rows, self._messages, self._finals, self._changed = [], [], [], set()
         self._told_at = self._clock()
         self._outbox.put(record)
+        self.measures.told(self._clock())

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from agent.commands import BuiltEngine, EngineInService, Reply
+from agent.contract.schemas import payload_schemas
 from agent.messages import Alert, Counts, Current, EngineRef, Health, Payload, ProfileRef, QueueState, Status
 from agent.results import Domain, PatientFinal, PatientPosterior, SlideFinal, SlidePatches, SlidePosterior
-from agent.topics import ROUTES, Message, Topics, final_event_id, json_schemas
+from agent.topics import ROUTES, Message, Topics, final_event_id
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 TOPICS = Topics(site="berlin", instrument="srh-1")
@@ -60,6 +62,9 @@ EXAMPLES: tuple[Payload, ...] = (
     SlideFinal(**SLIDE, revision=2, supersedes="d" * 32),
     PatientFinal(**RESULT, slides=2, revision=1),
     Alert(**COMMON, severity="warning", reason="malformed", detail="IFD beyond the file", file="f"),
+    Reply(**COMMON, verb="engine", request_id="r-1", ok=True, detail="openvino in bf16, 1 patches at once",
+          result=EngineInService(engine=ENGINE, batch=1, passed_over={"tensorrt": "no GPU"},
+                                 built=(BuiltEngine(name="openvino-bf16", precision="bf16", batch=1),))),
 )  # fmt: skip
 
 
@@ -70,14 +75,14 @@ def kinds(payload: Payload) -> str:
 
 def test_every_kind_has_a_route_a_schema_and_an_example() -> None:
     """No payload type is left out of topics, schemas or this file's cases."""
-    assert set(ROUTES) == set(json_schemas()) == {example.kind for example in EXAMPLES}
+    assert set(ROUTES) == set(payload_schemas()) == {example.kind for example in EXAMPLES}
 
 
 @pytest.mark.parametrize("payload", EXAMPLES, ids=kinds)
 def test_what_is_written_fits_its_schema_and_reads_back(payload: Payload) -> None:
     """A payload on the wire is valid under its JSON Schema and reads back equal, unknown keys refused."""
     body = json.loads(TOPICS.message(payload).payload)
-    schema = json_schemas()[payload.kind]
+    schema = payload_schemas()[payload.kind]
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(body)
     assert type(payload).model_validate_json(json.dumps(body)) == payload
@@ -99,6 +104,7 @@ def test_what_is_written_fits_its_schema_and_reads_back(payload: Payload) -> Non
         ("slide.final", f"slide/{'l' * 16}/final", 1, True, False, True),
         ("patient.final", f"patient/{'p' * 16}/final", 1, True, False, True),
         ("alert", "alert", 1, False, False, True),
+        ("reply", "reply/engine", 1, False, False, False),
     ],
 )
 def test_the_wire_contract(kind: str, topic: str, qos: int, retain: bool, coalesce: bool, durable: bool) -> None:
@@ -109,6 +115,33 @@ def test_the_wire_contract(kind: str, topic: str, qos: int, retain: bool, coales
     assert (message.qos, message.retain, message.coalesce, message.durable) == (qos, retain, coalesce, durable)
     assert (message.event_id, message.kind, message.schema) == (payload.event_id, kind, f"{kind}.v1")
     assert (message.expiry_s is not None) == (kind in ("health", "current"))
+
+
+@pytest.mark.parametrize(
+    ("boot_seq", "minutes", "older"),
+    [
+        (2, -5, True),  # the late will of the session before
+        (1, 5, False),  # the ledger is new: boot_seq began anew
+        (4, -5, False),  # a later start after the clock was set back
+        (3, 0, False),  # the same session
+    ],
+)
+def test_a_late_will_is_older_than_a_birth(boot_seq: int, minutes: int, older: bool) -> None:
+    """A status is older than another only when both boot_seq and start say so."""
+    (birth,) = (example for example in EXAMPLES if isinstance(example, Status))
+    other = birth.model_copy(update={"boot_seq": boot_seq, "since": NOW + timedelta(minutes=minutes)})
+    assert other.is_older_than(birth) is older
+
+
+def test_replies_go_below_reply_only() -> None:
+    """A Response Topic is honoured below reply/, and nowhere else: not beside it, not with wildcards."""
+    base = "srh/v1/berlin/srh-1"
+    assert TOPICS.may_reply_at(f"{base}/reply/engine") and TOPICS.may_reply_at(f"{base}/reply/me/1")
+    for topic in (
+        "", "$SYS/x", "other/reply/x", f"{base}/reply", f"{base}/reply/", f"{base}/status", f"{base}/replyx/y",
+        f"{base}/reply/+", f"{base}/reply/a/#", f"{base}/reply/x\x00", f"{base}/reply/" + "x" * 2000,
+    ):  # fmt: skip
+        assert not TOPICS.may_reply_at(topic), topic
 
 
 def test_a_posterior_is_small() -> None:

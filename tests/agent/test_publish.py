@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import paho.mqtt.publish
 import pytest
 
+from agent.connection import COMMAND_LIFE_S
 from agent.errors import SettingsError
-from agent.publish import Acked, Command, Connected, Disconnected, Event, Session
+from agent.packets import message_properties, publish_bytes
+from agent.publish import Acked, Command, Connected, Disconnected, Event, Overheard, Session
 from agent.settings import MqttSettings
 from agent.topics import Message
 from tests.brokers import Listener, Mosquitto, free_port, listening, need, wait_until
@@ -49,7 +52,7 @@ WILL = message("t/status", "offline", kind="status", retain=True)
 class Seen:
     """Runs a session and keeps the events that it gave."""
 
-    def __init__(self, port: int, commands: dict[str, str] | None = None, **settings: Any) -> None:
+    def __init__(self, port: int, commands: str | None = None, **settings: Any) -> None:
         """Starts the session at once."""
         self.events: list[Event] = []
         chosen = MqttSettings(port=port, **settings)
@@ -72,7 +75,7 @@ def run() -> Iterator[Callable[..., Seen]]:
     """Starts sessions and ends them with the test."""
     started: list[Seen] = []
 
-    def start(port: int, commands: dict[str, str] | None = None, **settings: Any) -> Seen:
+    def start(port: int, commands: str | None = None, **settings: Any) -> Seen:
         started.append(Seen(port, commands, **settings))
         return started[-1]
 
@@ -124,6 +127,55 @@ def test_a_message_arrives_with_its_mqtt_5_properties(
     assert properties.ContentType == "application/json"
     assert properties.UserProperty == [("schema", "slide.final.v1")]
     assert 0 < properties.MessageExpiryInterval <= 60
+
+
+def test_mosquitto_sub_sees_every_property(run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto]) -> None:
+    """Another people's client prints format, content type, expiry, schema and correlation as we sent them."""
+    broker = mosquitto().start()
+    words = [need("mosquitto_sub", "mosquitto-clients"), "-V", "5", "-p", str(broker.port)]
+    subscriber = subprocess.Popen(
+        [*words, "-q", "1", "-t", "t/final", "-F", "%F %C %E %P %D %p", "-C", "1", "-W", "20"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: "t/final (QoS 1)" in broker.log.read_text(), "mosquitto_sub has subscribed")
+    seen = run(broker.port)
+    seen.wait(Connected)
+    seen.session.publish(message(expiry_s=900, correlation=b"asked-42"))
+    out, _ = subscriber.communicate(timeout=30)
+    form, content, expiry, *rest = out.split(maxsplit=3)
+    assert (form, content) == ("1", "application/json") and 895 <= int(expiry) <= 900
+    assert rest == ['schema:slide.final.v1 asked-42 {"event_id": "1"}\n']
+
+
+def test_a_message_beyond_the_brokers_packet_size_costs_no_connection(
+    run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto], listen: Callable[..., Listener]
+) -> None:
+    """What the broker would disconnect us for is refused with both sizes; what fits to the byte is sent."""
+    broker = mosquitto("max_packet_size 1000").start()
+    listener, seen = listen(broker.port), run(broker.port)
+    assert seen.wait(Connected).maximum_packet_size == 1000
+    fitting = message(payload=b"")
+    room = 1000 - publish_bytes(fitting, message_properties(fitting)) - 1  # a second digit in the packet's length
+    for size in (room + 1, room):
+        mid = seen.session.publish(message(payload=b"x" * size))
+        seen.wait(Acked, 2 - (size - room))
+        assert seen.find(Acked)[-1].mid == mid
+    first, second = seen.find(Acked)
+    assert first.refused == "its 1001 bytes are more than the 1000 that the broker takes" and second.refused is None
+    wait_until(lambda: len(listener.messages) == 1, "the one that fits arrives")
+    assert len(listener.messages[0].payload) == room
+    assert not seen.find(Disconnected) and len(seen.find(Connected)) == 1
+
+
+@pytest.mark.parametrize(("setting", "word"), [("retain_available false", "etain"), ("max_qos 0", "QoS")])
+def test_a_broker_that_cannot_keep_results_is_told(
+    run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto], setting: str, word: str
+) -> None:
+    """A broker without retained messages or QoS 1 is not used half: the reason names what it lacks."""
+    seen = run(mosquitto(setting).start().port)
+    assert word in seen.wait(Disconnected).reason
+    assert not seen.find(Connected)
 
 
 def test_mqtt_3_1_1_on_request(
@@ -314,13 +366,63 @@ def test_commands_arrive_once_and_only_fresh_ones(
         paho.mqtt.publish.single("t/cmd/close-patient", payload, qos=1, retain=retain, port=broker.port)
 
     send(b"old", retain=True)
-    seen = run(broker.port, commands={"t/cmd/close-patient": "close-patient"})
+    seen = run(broker.port, commands="t/cmd/+")
     seen.wait(Connected)
     wait_until(lambda: "Sending SUBACK to test" in broker.log.read_text(), "subscribed")
     send(b"x" * 5000)
     send(b"{}")
-    assert seen.wait(Command) == Command("close-patient", b"{}")
+    command = seen.wait(Command)
+    assert (command.verb, command.payload, command.reply_to, command.correlation) == (
+        "close-patient",
+        b"{}",
+        None,
+        None,
+    )
     assert len(seen.find(Command)) == 1
+
+
+def test_a_command_brings_where_and_until_when(run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto]) -> None:
+    """Response topic, correlation data and expiry of a command sent with mosquitto_pub come with it."""
+    broker = mosquitto().start()
+    seen = run(broker.port, commands="t/cmd/+")
+    seen.wait(Connected)
+    wait_until(lambda: "Sending SUBACK to test" in broker.log.read_text(), "subscribed")
+    words = [
+        need("mosquitto_pub", "mosquitto-clients"),
+        "-V",
+        "5",
+        "-p",
+        str(broker.port),
+        "-t",
+        "t/cmd/engine",
+        "-n",
+    ]
+    asked = ["-D", "publish", "response-topic", "t/reply/me", "-D", "publish", "correlation-data", "7"]
+    subprocess.run([*words, *asked, "-D", "publish", "message-expiry-interval", "5"], check=True)
+    command = seen.wait(Command)
+    assert (command.verb, command.payload, command.reply_to, command.correlation) == (
+        "engine",
+        b"",
+        "t/reply/me",
+        b"7",
+    )
+    assert 0 < command.expires_at_s - time.monotonic() <= 5
+    subprocess.run(words, check=True)
+    assert seen.wait(Command, 2).expires_at_s - time.monotonic() <= COMMAND_LIFE_S
+
+
+def test_only_a_live_status_is_overheard(run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto]) -> None:
+    """What comes on our own status topic while we are there is told; what was retained before is not."""
+    broker = mosquitto().start()
+    for protocol in ("5", "3.1.1"):
+        paho.mqtt.publish.single(WILL.topic, b"old", qos=1, retain=True, port=broker.port)
+        seen = run(broker.port, protocol=protocol, client_id=f"client-{protocol}")
+        seen.wait(Connected)
+        wait_until(lambda: f"Sending SUBACK to client-{protocol}" in broker.log.read_text(), "subscribed")  # noqa: B023
+        paho.mqtt.publish.single(WILL.topic, b"late", qos=1, retain=True, port=broker.port)
+        assert seen.wait(Overheard) == Overheard(b"late")
+        assert len(seen.find(Overheard)) == 1
+        seen.session.stop(10)
 
 
 def test_a_dead_network_thread_is_told(mosquitto: Callable[..., Mosquitto]) -> None:
@@ -364,7 +466,12 @@ def test_secrets_that_cannot_be_read_are_setting_errors(tmp_path: Path) -> None:
 
 
 # paho leaves it to the garbage collector to close the socket of a failed TLS handshake.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
+SOCKETS_LEFT = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@SOCKETS_LEFT
 def test_tls_verifies_the_broker(
     run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto], tmp_path: Path
 ) -> None:
@@ -375,34 +482,73 @@ def test_tls_verifies_the_broker(
     good = run(broker.port, host="localhost", ca_file=tmp_path / "right.crt")
     assert good.wait(Connected).protocol == "5"
     bad = run(broker.port, host="localhost", ca_file=tmp_path / "other.crt")
-    assert "CERTIFICATE_VERIFY_FAILED" in bad.wait(Disconnected).reason
+    reason = bad.wait(Disconnected).reason
+    assert "CERTIFICATE_VERIFY_FAILED" in reason and "authority in mqtt.ca_file" in reason
     assert not bad.find(Connected)
 
 
-def make_certificate(folder: Path, name: str) -> None:
-    """Write a self-signed certificate for localhost and its key."""
-    subprocess.run(
-        [
-            need("openssl", "openssl"),
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            folder / f"{name}.key",
-            "-out",
-            folder / f"{name}.crt",
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "RANDFILE": str(folder / "random")},
-    )
+@SOCKETS_LEFT
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"days": "-1"}, ["has expired", "CERTIFICATE_VERIFY_FAILED"]),
+        ({"host": "elsewhere.example"}, ["for another name", "set mqtt.host", "localhost"]),
+    ],
+)
+def test_a_wrong_certificate_of_the_broker_says_what_to_do(
+    run: Callable[..., Seen],
+    mosquitto: Callable[..., Mosquitto],
+    tmp_path: Path,
+    made: dict[str, str],
+    words: list[str],
+) -> None:
+    """An expired certificate, and one for another host, are refused with the remedy."""
+    make_certificate(tmp_path, "broker", **made)
+    broker = mosquitto(f"certfile {tmp_path}/broker.crt", f"keyfile {tmp_path}/broker.key").start()
+    seen = run(broker.port, host="localhost", ca_file=tmp_path / "broker.crt")
+    reason = seen.wait(Disconnected).reason
+    assert all(word in reason for word in words), reason
+    assert not seen.find(Connected)
+
+
+@SOCKETS_LEFT
+def test_a_client_certificate_is_shown_and_its_lack_is_told(
+    run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """A broker that asks for a certificate gets ours; without one, or with a foreign one, it refuses and says why."""
+    for name in ("broker", "agent", "foreign"):
+        make_certificate(tmp_path, name)
+    files = [f"certfile {tmp_path}/broker.crt", f"keyfile {tmp_path}/broker.key", f"cafile {tmp_path}/agent.crt"]
+    broker = mosquitto(*files, "require_certificate true").start()
+    place = {"host": "localhost", "ca_file": tmp_path / "broker.crt"}
+    mine = {"cert_file": tmp_path / "agent.crt", "key_file": tmp_path / "agent.key"}
+    assert run(broker.port, **place, **mine).wait(Connected).protocol == "5"
+    without = run(broker.port, **place)
+    assert "mqtt.cert_file" in without.wait(Disconnected).reason
+    other = {"cert_file": tmp_path / "foreign.crt", "key_file": tmp_path / "foreign.key"}
+    foreign = run(broker.port, **place, **other)
+    assert "our certificate in mqtt.cert_file" in foreign.wait(Disconnected).reason
+    assert not without.find(Connected) and not foreign.find(Connected)
+
+
+@SOCKETS_LEFT
+def test_tls_at_an_unencrypted_port_is_told(
+    run: Callable[..., Seen], mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """A broker without TLS at this port gives a reason that names the port."""
+    make_certificate(tmp_path, "right")
+    broker = mosquitto().start()
+    seen = run(broker.port, host="localhost", ca_file=tmp_path / "right.crt")
+    reason = seen.wait(Disconnected).reason
+    assert f"no TLS is spoken at port {broker.port}" in reason, reason
+
+
+def make_certificate(folder: Path, name: str, host: str = "localhost", days: str = "2") -> None:
+    """Write a self-signed certificate and its key; -1 days make it one that has expired."""
+    openssl, key, certificate = need("openssl", "openssl"), f"{folder}/{name}.key", f"{folder}/{name}.crt"
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    named = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"]
+    dated = [openssl, "x509", "-in", certificate, "-signkey", key, "-days", days, "-out", certificate]
+    for words in ([openssl, "req", *kind, *named, "-keyout", key, "-out", certificate], dated):
+        environment = {**os.environ, "RANDFILE": f"{folder}/random"}
+        subprocess.run(words, check=True, capture_output=True, env=environment)

@@ -77,10 +77,10 @@ def test_a_slide_is_complete_with_its_last_expected_part() -> None:
         table.arrive(strip(number), float(number))
         table.finish(strip(number), number + 0.5)
     assert table.told == [
-        Progress(SLIDE, State.RECEIVING, 0, None, 0.0),
-        Progress(SLIDE, State.RECEIVING, 0, 2, 0.0),
-        Progress(SLIDE, State.RECEIVING, 1, 2, 0.0),
-        Progress(SLIDE, State.COMPLETE, 2, 2, 1.0),
+        Progress(SLIDE, State.RECEIVING, 0, None, 0.0, live=False),
+        Progress(SLIDE, State.RECEIVING, 0, 2, 0.0, live=False),
+        Progress(SLIDE, State.RECEIVING, 1, 2, 0.0, live=False),
+        Progress(SLIDE, State.COMPLETE, 2, 2, 1.0, live=False),
         SlideClosed(SLIDE),
     ]
     assert not table.silence(1.0 + PATIENCE.stall_after_s), "a complete slide does not stall"
@@ -96,6 +96,28 @@ def test_progress_is_told_only_when_it_changes() -> None:
     assert table.roster.last_byte_s == 1.0
 
 
+def test_only_what_arrives_after_the_first_look_is_live() -> None:
+    """What lay in the folder at the start is not live, more bytes of it are. A look that failed is no first look."""
+    table = Table()
+    list(table.roster.silence(0.0, looked=False))
+    table.arrive(strip(0), 1.0)
+    assert {told.live for told in table.of(Progress) if isinstance(told, Progress)} == {False}
+    table.silence(2.0)
+    (progress,) = table.roster.receive(strip(0), 3.0)
+    assert isinstance(progress, Progress) and progress.live and progress.state is State.RECEIVING
+
+
+def test_progress_is_told_again_while_bytes_arrive_and_only_then() -> None:
+    """A slide that scans for long is told about once a minute; in silence nothing is."""
+    table = Table(Patience(stall_after_s=10_000.0, slide_quiet_s=10_000.0, patient_quiet_s=10_000.0))
+    table.arrive(strip(0), 0.0)
+    table.silence(0.0)
+    list(table.roster.receive(strip(0), 1.0))  # live from now on
+    again = [now for now in range(2, 200) if list(table.roster.receive(strip(0), float(now)))]
+    assert again == [61, 121, 181]
+    assert not [now for now in range(200, 2000, 10) if table.silence(float(now))]
+
+
 def test_silence_ends_a_slide_whose_number_of_parts_is_unknown() -> None:
     """Patches of an unknown number: complete after the quiet time, not a moment before."""
     table = Table()
@@ -103,7 +125,10 @@ def test_silence_ends_a_slide_whose_number_of_parts_is_unknown() -> None:
     table.arrive(part, 10.0, expected=None)
     table.finish(part, 10.0)
     assert not table.silence(29.9)
-    assert table.silence(30.0) == [Progress(SLIDE, State.COMPLETE, 1, None, 10.0), SlideClosed(SLIDE)]
+    assert table.silence(30.0) == [
+        Progress(SLIDE, State.COMPLETE, 1, None, 10.0, live=False),
+        SlideClosed(SLIDE),
+    ]
     assert not table.silence(31.0)
 
 

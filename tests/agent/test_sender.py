@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
@@ -18,10 +19,11 @@ import paho.mqtt.publish
 import pytest
 from structlog.testing import capture_logs
 
+from agent.command_desk import Answer
 from agent.errors import LedgerError
 from agent.handover import Cancelled, CancelToken, Handover
 from agent.ledger import CountedPatch, Ledger, Record
-from agent.publish import Session
+from agent.publish import Command, Session
 from agent.sender import Sender
 from agent.settings import MqttSettings
 from agent.topics import Message
@@ -331,7 +333,7 @@ def test_a_refused_state_topic_does_not_spin(
     it.put(*(posterior(number) for number in range(1, 300)), final(1))
     wait_until(lambda: listener.event_ids("/final") == ["final-1"], "another topic is served")
     assert broker.log.read_text().count("Denied PUBLISH") < 10
-    assert it.ledger.outbox_length() == 1
+    wait_until(lambda: it.ledger.outbox_length() == 1, "only the refused one is kept")
     it.end()
 
 
@@ -347,13 +349,13 @@ def test_qos_0_is_sent_when_connected_and_dropped_otherwise(
         return Record(PROFILE, messages=(fleeting,))
 
     it.put(patches(1))
-    wait_until(lambda: it.sender.dropped == 1, "the first is dropped")
+    wait_until(lambda: it.sender.measures.dropped == 1, "the first is dropped")
     broker.start()
     listener = listen(broker.port)
     wait_until(lambda: listener.event_ids("/status"), "connected")
     it.put(patches(2))
     wait_until(lambda: listener.event_ids("/patches") == ["patches-2"], "the second arrives")
-    assert it.sender.dropped == 1
+    assert it.sender.measures.dropped == 1
     assert it.ledger.outbox_length() == 0
     it.end()
 
@@ -373,19 +375,142 @@ def test_health_is_told_while_connected(room: Rooms, mosquitto: Brokers, listen:
     it.end()
 
 
-def test_commands_reach_their_handler(room: Rooms, mosquitto: Brokers) -> None:
-    """A command wakes the room and is given to its handler."""
+def test_commands_reach_their_handler(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """A command wakes the room and is given to its handler, whose answer is published."""
     broker = mosquitto().start()
     given: list[tuple[str, bytes]] = []
-    it = room(
-        broker.port,
-        commands={"t/cmd/close-patient": "close-patient"},
-        on_command=lambda verb, payload: given.append((verb, payload)),
-    )
+
+    def take(command: Command) -> Answer:
+        given.append((command.verb, command.payload))
+        return Answer((message("reply/close-patient", "reply", kind="reply", retain=False, durable=False),))
+
+    listener = listen(broker.port)
+    it = room(broker.port, commands="t/cmd/+", on_command=take)
     wait_until(lambda: "Sending SUBACK to room" in broker.log.read_text(), "subscribed")
     paho.mqtt.publish.single("t/cmd/close-patient", b"{}", qos=1, port=broker.port)
-    wait_until(lambda: given == [("close-patient", b"{}")], "the command arrives")
+    wait_until(lambda: listener.event_ids("/reply/close-patient") == ["reply"], "the answer arrives")
+    assert given == [("close-patient", b"{}")]
     it.end()
+
+
+def test_a_repetition_drops_nothing_that_is_new(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """Hundreds of old heat map messages trickle out whole, while new ones and finals come through among them."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+
+    def patches(name: str, number: int) -> Message:
+        return message(f"slide/{name}/patches", f"{name}-{number}", qos=0, retain=False, durable=False)
+
+    def take(_: Command) -> Answer:
+        return Answer(trickle=(patches("old", number) for number in range(400)))
+
+    it = room(broker.port, commands="t/cmd/+", on_command=take)
+    wait_until(lambda: "Sending SUBACK to room" in broker.log.read_text(), "subscribed")
+    paho.mqtt.publish.single("t/cmd/replay-state", b"{}", port=broker.port)
+    wait_until(lambda: listener.event_ids("/old/patches"), "the repetition has begun")
+    for number in range(20):
+        it.put(Record(PROFILE, messages=(patches("new", number), *final(number).messages)))
+    wait_until(
+        lambda: len(listener.event_ids("/patches")) == 420 and listener.event_ids("/final") == names(20), "all"
+    )
+    assert listener.event_ids("/old/patches") == [f"old-{number}" for number in range(400)]
+    assert it.sender.measures.dropped == 0
+    it.end()
+
+
+def test_a_repetition_ends_with_its_connection(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """What was still to be said again is forgotten with the connection; the room goes on as usual."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    asked: list[int] = []
+
+    def take(_: Command) -> Answer:
+        endless = (message("slide/a/patches", "old", qos=0, retain=False, durable=False) for _ in itertools.count())
+        return Answer(trickle=(asked.append(1) or said for said in endless))  # type: ignore[func-returns-value]
+
+    it = room(broker.port, commands="t/cmd/+", on_command=take)
+    wait_until(lambda: "Sending SUBACK to room" in broker.log.read_text(), "subscribed")
+    paho.mqtt.publish.single("t/cmd/replay-state", b"{}", port=broker.port)
+    wait_until(lambda: listener.event_ids("/patches"), "the repetition has begun")
+    broker.kill()
+    broker.start()
+    late = listen(broker.port)
+    wait_until(lambda: it.session.reconnects == 1 and late.event_ids("/status"), "connected again")
+    before = len(asked)
+    it.put(final(1))
+    wait_until(lambda: late.event_ids("/final") == names(2, 1), "the final arrives")
+    assert len(asked) == before and not late.event_ids("/patches")
+    it.end()
+
+
+def test_a_late_will_is_answered_by_the_birth(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:
+    """What contradicts us on our own status topic is followed by our birth, so that the retained status is right."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    it = room(broker.port, contradicts=lambda payload: b"late" in payload)
+    wait_until(lambda: "Sending SUBACK to room" in broker.log.read_text(), "subscribed")
+    for said in ("late", "harmless"):
+        paho.mqtt.publish.single("t/status", json.dumps({"event_id": said}), qos=1, retain=True, port=broker.port)
+    wait_until(lambda: len(listener.event_ids("/status")) == 4, "both, and the birth again")
+    assert sorted(listener.event_ids("/status")) == ["harmless", "late", "online", "online"]
+    it.end()
+
+
+def test_a_result_too_large_for_the_broker_is_kept_and_told(
+    room: Rooms, mosquitto: Brokers, listen: Listeners
+) -> None:
+    """It costs neither the connection nor other results: it stays in the ledger, with one alert for its kind."""
+    broker = mosquitto("max_packet_size 1000").start()
+    listener = listen(broker.port)
+
+    def alert(refused: Message, reason: str) -> Message:
+        return message("alert", f"{refused.kind}: {reason}", kind="alert", retain=False)
+
+    with capture_logs() as logs:
+        it = room(broker.port, alert=alert, refused_retry_s=(0.05, 0.1))
+        wait_until(lambda: listener.event_ids("/status"), "connected")
+        large = [
+            message(f"slide/{n}/final", f"large-{n}", payload=b'{"event_id": "%d"}' % n + b" " * 1000) for n in (1, 2)
+        ]
+        heat = message("slide/1/patches", "heat", payload=b" " * 1000, qos=0, retain=False, durable=False)
+        it.put(Record(PROFILE, messages=(*large, heat)), final(3))
+        wait_until(lambda: listener.event_ids("/alert"), "the alert")
+        wait_until(lambda: listener.event_ids("/final") == ["final-3"], "another result")
+        wait_until(lambda: it.sender.measures.refused > 6, "they are tried again")
+        assert it.session.reconnects == 0
+        it.end()
+    (said,) = listener.event_ids("/alert")
+    assert said.startswith("slide.final: its 1") and "1000 that the broker takes" in said
+    events = [(log["event_id"], log["kept"]) for log in logs if log["event"] == "mqtt_message_refused"]
+    assert sorted(events) == [("heat", False), ("large-1", True), ("large-2", True)]
+    assert it.sender.measures.dropped == 1
+    with reopened(it) as ledger:
+        assert [row.message.event_id for row in ledger.unsent()] == ["large-1", "large-2"]
+
+
+def test_the_latest_revision_of_a_final_outlives_pruning_and_a_forgetful_broker(
+    room: Rooms, mosquitto: Brokers, listen: Listeners
+) -> None:
+    """A corrected final is delivered after the one that it corrects; pruned, restarted, and with a broker that lost
+    everything, the correction and no other is retained again, under its own event_id."""
+    broker = mosquitto().start()
+    listener = listen(broker.port)
+    first = room(broker.port)
+    patch = CountedPatch(PatchKey("p", "a", 0, 50, 0), (1, 2), None)
+    for revision in (1, 2):
+        first.put(Record(PROFILE, (patch,), (message("slide/a/final", f"revision-{revision}"),)))
+    wait_until(lambda: listener.event_ids("/final") == ["revision-1", "revision-2"], "both arrive, in order")
+    first.end()
+    broker.kill()
+    with reopened(first) as ledger:
+        assert ledger.prune(["p"]) == 1
+    broker.start()
+    second = room(broker.port)
+    wait_until(lambda: second.session.reconnects == 0 and second.sender.measures.connected, "connected")
+    late = listen(broker.port)
+    wait_until(lambda: late.event_ids("/final"), "a final is retained")
+    assert late.event_ids("/final") == ["revision-2"] and late.messages[0].retain
+    second.end()
 
 
 def test_the_next_start_sends_what_the_last_one_could_not(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -21,14 +23,18 @@ from agent.errors import EngineError, FormatError
 from agent.handover import CancelToken, Handover
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed
 from agent.ledger import CountedPatch, FinalRow, Record
+from agent.measures import EngineMeasures
 from agent.messages import EngineRef
 from agent.reducer import Reducer
 from agent.reporter import LOOK_AT, Reporter, Speaker
-from agent.topics import Topics
-from agent.worker import KEPT_PATIENTS, Work, Worker
+from agent.topics import CURRENT_EXPIRY_S, Message, Topics
+from agent.worker import KEPT_PATIENTS, RENEW_S, Work, Worker
 from models.contract import ModelInput, PatchKey, Prediction, SlideKey
+from models.domain import MARKS, Marks, Reference, marks
+from models.posterior import to_fixed
 from models.profile import LoadedProfile
-from tests.fakes import FakeEngine, fake_profile
+from models.srh.intensity import intensity_statistics
+from tests.fakes import FakeEngine, fake_profile, fake_reference
 
 SLIDE = SlideKey("P", "S")
 PROFILE = LoadedProfile(
@@ -59,11 +65,13 @@ class EngineRoom:
         restored: Sequence[CountedPatch] = (),
         finals: Sequence[FinalRow] = (),
         interval_s: float = ALWAYS_S,
+        reference: Reference | None = None,
     ) -> None:
         self.clock = Clock()
         self.beats = 0
+        self.measures = EngineMeasures()
         self.engine = engine or FakeEngine()
-        self.reducer = Reducer(self.engine, PROFILE.spec, restored)
+        self.reducer = Reducer(self.engine, PROFILE.spec, restored, reference)
         self.reducer.resume(finals)
         speaker = Speaker(
             "session",
@@ -77,8 +85,12 @@ class EngineRoom:
         self._token = CancelToken()
         self.records: list[Record] = []
 
-    def work(self, *works: Work) -> list[Record]:
-        """Take these in, as the worker's thread does, and return the records that came of them."""
+    def work(self, *works: Work, seconds: Sequence[float] = ()) -> list[Record]:
+        """Take these in, as the worker's thread does, and return the records that came of them.
+
+        With `seconds`, each is taken in so many seconds after the first.
+        """
+        self._times = [self.clock.now + later for later in seconds]
         inbox: Handover[Work] = Handover("work", len(works) + 1, self._token)
         outbox: Handover[Record] = Handover("records", 10 * len(works) + 10, self._token)
         for work in works:
@@ -93,6 +105,8 @@ class EngineRoom:
             interval_s=self._interval_s,
             beat=self._beat,
             clock=self.clock,
+            wall=lambda: datetime(2026, 1, 2, 0, 0, 10, tzinfo=UTC),
+            measures=self.measures,
         )
         worker.run()
         records = []
@@ -117,6 +131,8 @@ class EngineRoom:
 
     def _beat(self) -> None:
         self.beats += 1
+        if self._times:
+            self.clock.now = self._times.pop(0)
 
 
 def patch(number: int, slide: SlideKey = SLIDE) -> ModelInput:
@@ -219,6 +235,18 @@ def test_the_latency_is_that_of_the_newest_patch() -> None:
     room.work(batch([0], seen_s=98.5))
     (said,) = room.said("slide.posterior")
     assert (said["latency"]["last_byte_to_result_ms"], said["latency"]["inference_ms"]) == (1500.0, 0.0)
+    assert said["latency"]["last_byte_at"] == "2026-01-02T00:00:08.500000Z"
+
+
+def test_the_room_measures_its_stages_drift_and_alerts() -> None:
+    """Each new patch counts once in stages and drift, each problem once by its reason; copies count nowhere."""
+    room = EngineRoom()
+    room.work(batch([0, 1], [(2, "empty")], seen_s=98.0), Problem("stalled", "silence", SLIDE), batch([0, 1]))
+    assert room.measures.last_byte_to_result.now.count == 2
+    assert room.measures.last_byte_to_result.now.sum_s == pytest.approx(4.0)
+    assert room.measures.inference.now.count == 1
+    assert room.measures.recent.now.used == 2
+    assert room.measures.alerts == {"stalled": 1}
 
 
 def test_what_every_result_says_of_itself() -> None:
@@ -422,18 +450,174 @@ def test_high_confidence_is_the_profiles_operating_point(probability: float, hig
         assert room.said(kind)[-1]["confidence"] == pytest.approx(probability, abs=1e-6)
 
 
+# How patches compare with the profile's reference
+
+
+def slow_marks(numbers: Iterable[int]) -> list[Marks]:
+    """The marks of the patches, one patch at a time."""
+    engine, borne = FakeEngine(batch_size=1), []
+    for number in sorted(set(numbers)):
+        x_1CHW = patch(number).pixels[np.newaxis]
+        borne += marks(fake_reference(), intensity_statistics(x_1CHW), engine.predict(x_1CHW)["embedding"])
+    return borne
+
+
+def domain_of_patches(numbers: Iterable[int]) -> dict[str, Any]:
+    """The `domain` of a result over these patches."""
+    borne = slow_marks(numbers)
+    count = Counter(mark for row in borne for mark in row)
+    return {"judged": len(borne), **{mark: count[mark] for mark in MARKS}, "limit": 0.5}
+
+
+def test_marks_go_from_the_engine_to_the_message() -> None:
+    """Batches with padding: each patch bears the marks that it has alone, and results count them exactly."""
+    room = EngineRoom(reference=fake_reference())
+    room.work(batch(range(3)), batch(range(3, 10), [(20, "empty")]), SlideClosed(SLIDE), PatientClosed("P"))
+    rows = {row.key.x // 300: row.marks for row in room.rows()}
+    assert [rows[number] for number in range(10)] == slow_marks(range(10))
+    assert rows[20] is None
+    expected = domain_of_patches(range(10))
+    assert 0 < expected["embedding_far"] < 10 and 0 < expected["intensity_outside"] < 10
+    for kind in ("slide.posterior", "patient.posterior", "slide.final", "patient.final"):
+        assert room.said(kind)[-1]["domain"] == expected
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.permutations([*range(8), 0, 1, 7]), st.integers(1, 5))
+def test_marks_do_not_depend_on_order_or_batch(numbers: list[int], size: int) -> None:
+    """Patches in any order, some twice, in batches of any size: the same marks, each counted once."""
+    room = EngineRoom(engine=FakeEngine(batch_size=size), reference=fake_reference())
+    room.work(*(batch(numbers[start : start + size]) for start in range(0, len(numbers), size)))
+    assert room.said("slide.posterior")[-1]["domain"] == domain_of_patches(range(8))
+
+
+@pytest.mark.parametrize(
+    ("engine", "reference"), [(FakeEngine(), None), (FakeEngine(embeds=False), fake_reference())]
+)
+def test_without_reference_or_embedding_nothing_is_judged(engine: Engine, reference: Reference | None) -> None:
+    """A profile without a reference, or an engine without an embedding: `domain` is null, whatever the patches."""
+    room = EngineRoom(engine=engine, reference=reference)
+    room.work(batch(range(4)), SlideClosed(SLIDE))
+    assert room.said("slide.final")[0]["domain"] is None
+    assert all(row.marks is None for row in room.rows())
+
+
+def test_a_patient_adds_the_marks_of_all_slides() -> None:
+    """Judged patches and marks of the slides together are the patient's."""
+    room = EngineRoom(reference=fake_reference())
+    room.work(batch(range(4)), batch(range(4, 9), slide=SlideKey("P", "S2")), PatientClosed("P"))
+    assert room.said("patient.final")[0]["domain"] == domain_of_patches(range(9))
+
+
+def test_a_restart_keeps_the_marks() -> None:
+    """With the ledger's patches restored, the domain is as before, is not counted twice, and goes on."""
+    before = EngineRoom(reference=fake_reference())
+    before.work(batch(range(4)), progress(State.COMPLETE, 2), SlideClosed(SLIDE), PatientClosed("P"))
+    after = EngineRoom(restored=before.rows(), finals=before.finals(), reference=fake_reference())
+    after.work(batch(range(4)), SlideClosed(SLIDE), PatientClosed("P"))
+    assert not after.finals()
+    after.work(batch([4]), SlideClosed(SLIDE), PatientClosed("P"))
+    for kind in ("slide.final", "patient.final"):
+        assert after.said(kind)[0]["domain"] == domain_of_patches(range(5))
+
+
+def test_pruned_and_frozen_slides_keep_their_marks() -> None:
+    """Of a slide whose patches were pruned, and of one that was frozen, the marks still belong to the patient."""
+    before = EngineRoom(reference=fake_reference())
+    before.work(batch(range(4)), progress(State.COMPLETE, 2), SlideClosed(SLIDE), PatientClosed("P"))
+    pruned = EngineRoom(finals=before.finals(), reference=fake_reference())
+    before.reducer.freeze("P")
+    later = SlideKey("P", "S2")
+    for room in (pruned, before):
+        room.work(SlideClosed(SLIDE))
+        assert not room.said("slide.final")[1:]
+        room.work(batch([4, 5], slide=later), PatientClosed("P"))
+        final = room.said("patient.final")[-1]
+        assert (final["revision"], final["domain"]) == (2, domain_of_patches(range(6)))
+
+
+def test_a_final_from_before_patches_were_judged_is_restored() -> None:
+    """A row whose tally knows no marks restores its sums and counts, and nothing of it counts as judged."""
+    before = EngineRoom()
+    before.work(batch(range(4)), progress(State.COMPLETE, 2), SlideClosed(SLIDE))
+    (row,) = before.finals()
+    tally = {key: value for key, value in json.loads(row.tally).items() if key in ("sums", "used", "rejected")}
+    after = EngineRoom(finals=[replace(row, tally=json.dumps(tally))], reference=fake_reference())
+    assert after.reducer.of_slide(SLIDE) == before.reducer.of_slide(SLIDE)
+
+
+def test_another_decision_makes_a_revision() -> None:
+    """The same posterior and counts with other marks, and so another decision, are a new answer."""
+    values = to_fixed(np.array([0.97, 0.01, 0.01, 0.01]))
+    keys = [PatchKey(SLIDE.patient, SLIDE.slide, 0, x, 0) for x in range(300)]
+
+    def rows(borne: Marks) -> list[CountedPatch]:
+        return [CountedPatch(key, values, None, borne) for key in keys]
+
+    before = EngineRoom(restored=rows(()))
+    before.work(progress(State.COMPLETE, 2), SlideClosed(SLIDE))
+    after = EngineRoom(restored=rows(("embedding_far",)), finals=before.finals())
+    after.work(SlideClosed(SLIDE))
+    assert before.said("slide.final")[0]["decision"] == "high_confidence"
+    (final,) = after.said("slide.final")
+    assert (final["decision"], final["decision_reason"]) == ("out_of_domain", "embedding_far")
+    assert (final["revision"], final["supersedes"]) == (2, before.finals()[0].event_id)
+    assert final["probabilities"] == before.said("slide.final")[0]["probabilities"]
+
+
 # Current, alerts, memory, failure
 
 
 def test_current_follows_the_imager() -> None:
-    """The pointer names the slide that receives, once, and nobody after its patient's end."""
+    """The pointer names the slide that receives, once, stays when it is complete, and names nobody after the end."""
     room = EngineRoom()
     other = SlideKey("P", "S2")
     room.work(
-        progress(State.RECEIVING), progress(State.RECEIVING, 1), progress(State.RECEIVING, slide=other), batch([0])
+        progress(State.RECEIVING),
+        progress(State.RECEIVING, 1),
+        progress(State.RECEIVING, slide=other),
+        batch([0]),
+        progress(State.COMPLETE, 2, slide=other),
     )
-    room.work(progress(State.COMPLETE, 2, slide=other))
-    assert [(said["patient"], said["slide"]) for said in room.said("current")] == [("P", "S"), ("P", "S2")]
+    pointed = [(said["patient"], said["slide"]) for said in room.said("current")]
+    assert pointed == [("P", "S"), ("P", "S2"), (None, None)]
+
+
+def test_current_is_renewed_while_bytes_arrive() -> None:
+    """Long before it expires the pointer is said again, but only when something arrived."""
+    room = EngineRoom()
+    at = (0, 60, RENEW_S - 1, RENEW_S, RENEW_S + 60, 2 * RENEW_S)
+    room.work(*(progress(State.RECEIVING) for _ in at), seconds=at)
+    assert [said["slide"] for said in room.said("current")] == ["S", "S", "S", None]
+    assert 2 * RENEW_S < CURRENT_EXPIRY_S
+
+
+def test_current_lapses_when_nothing_arrives() -> None:
+    """When it would have expired the pointer is taken back in words, and comes back with the next bytes."""
+    room = EngineRoom()
+    other = progress(State.STALLED, slide=SlideKey("Q", "T"))
+    work = (progress(State.RECEIVING), other, other, other, progress(State.RECEIVING, 1))
+    room.work(*work, seconds=(0, CURRENT_EXPIRY_S - 1, CURRENT_EXPIRY_S, 2000, 3000))
+    assert [said["slide"] for said in room.said("current")] == ["S", None, "S", None]
+
+
+def test_what_lay_in_the_folder_is_not_on_the_table() -> None:
+    """After a restart a slide that is only read again is told, but never pointed to before new bytes of it come."""
+    room = EngineRoom()
+    old = Progress(SLIDE, State.RECEIVING, 1, 2, 99.0, live=False)
+    room.work(old, batch([0]), progress(State.STALLED, 1))
+    assert room.said("slide.posterior") and not room.said("current")
+    room.work(old, progress(State.RECEIVING, 1))
+    assert [said["slide"] for said in room.said("current")] == ["S", None]
+
+
+def test_a_message_goes_on_behind_what_was_said_before_it() -> None:
+    """The answer to a command is in the same record as the final that it speaks of, or in a later one."""
+    room = EngineRoom()
+    answer = Message("t/reply", b"{}", "e", "reply", 1, False, False, False)
+    room.work(batch([0]), SlideClosed(SLIDE), PatientClosed("P"), answer)
+    kinds = [message.kind for record in room.records for message in record.messages]
+    assert kinds.index("patient.final") < kinds.index("reply")
 
 
 def test_current_is_cleared_when_its_patient_ends() -> None:
