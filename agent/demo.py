@@ -1,7 +1,7 @@
-"""`python -m agent demo`: the real agent on this machine, fed by a synthetic imager, with a live view.
+"""`python -m agent demo`: the real agent on this machine, fed by a synthetic imager, with dashboard and live view.
 
-Everything is a real part: an embedded MQTT broker, the agent as a process of its own, files that grow in a folder,
-and a view that is an ordinary subscriber. The slides are a synthetic phantom, not tissue.
+Everything is a real part: an embedded MQTT broker, agent and dashboard as processes of their own, files that grow in
+a folder, and a view that is an ordinary subscriber. The slides are a synthetic phantom, not tissue.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import signal
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,7 @@ from rich.live import Live
 
 from agent import host
 from agent.demo_broker import EmbeddedBroker, free_port
+from agent.demo_processes import DashboardProcess, agent_process, last_line
 from agent.demo_view import Board, Subscriber
 from agent.engine import choose
 from agent.errors import AgentError, EngineError, SettingsError
@@ -35,14 +36,15 @@ from models.contract import SlideKey
 from models.srh.phantom import CLASSES, STRIPS_BY_HEIGHT
 
 HELP = """Runs everything on this machine: an embedded MQTT broker, a synthetic imager that writes scan strips into a
-folder at the imager's pace, the agent watching that folder, and a live view of its messages.
+folder at the imager's pace, the agent watching that folder, the dashboard (the screen in theatre) as a web page, and
+a live view here. The page opens by itself where there is a display.
 
 The slides are a synthetic phantom, not tissue: being right on them says nothing about patients.
 
 example:
   python -m agent demo                   four slides at the imager's pace, about a minute
   python -m agent demo --rate 4          four times faster
-  python -m agent demo --headless        plain lines; ends by itself
+  python -m agent demo --headless        plain lines; opens no browser, ends by itself
 """
 START_LIMIT_S = 120.0
 SILENCE_LIMIT_S = 60.0
@@ -65,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = HELP
     parser.add_argument("--headless", action="store_true", help="plain lines instead of the live view")
+    parser.add_argument("--no-browser", action="store_true", help="only print where the dashboard's page is")
     parser.add_argument("--slides", type=int, default=4, metavar="N", help="how many slides (4)")
     parser.add_argument("--rate", type=float, default=1.0, metavar="X", help="times the imager's pace (1)")
     parser.add_argument(
@@ -103,13 +106,25 @@ def main(args: argparse.Namespace) -> int:
         slides = named_phantoms(args.slides, args.seed, args.height)
         board = Board(_truth(slides, Pseudonyms(key)), started=time.monotonic())
         stack.enter_context(Subscriber(port, board))
-        agent = stack.enter_context(_agent(config, home / "agent.log"))
+        page = stack.enter_context(DashboardProcess(config, home, open_page=_may_open_a_browser(args)))
+        agent = stack.enter_context(agent_process(config, home / "agent.log"))
         console.print(f"broker 127.0.0.1:{port}, folder {home / 'imager'}, agent log {home / 'agent.log'}")
+        console.print(page.announcement(), soft_wrap=True)
         _wait_until_ready(board, agent, home / "agent.log")
         console.print(f"agent ready: {board.status_line()}")
         imager = stack.enter_context(_imager(home / "imager", slides, args, board))
         _show(board, agent, imager, console, headless=args.headless)
-    return _verdict(board, console)
+        _verdict(board, console)
+        if page.url and not args.headless and sys.stdin.isatty():
+            with contextlib.suppress(EOFError, KeyboardInterrupt):
+                console.input("The page stays until you press Enter. ")
+    return 0
+
+
+def _may_open_a_browser(args: argparse.Namespace) -> bool:
+    """Whether there is a display and nobody minds."""
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return bool(display) and not args.headless and not args.no_browser
 
 
 def _build_engine(folder: Path, console: Console) -> None:
@@ -137,7 +152,8 @@ def write_config(home: Path, profile: Path, port: int) -> Path:
         "instrument": "phantom",
         "patient": {"quiet_s": QUIET_S},
         # amqtt speaks 3.1.1 only; `auto` would find that out, but only after some seconds.
-        "mqtt": {"port": port, "protocol": "3.1.1", "health_interval_s": 0.5},
+        # The dashboard asks for the heat map again when it starts in the middle of a slide.
+        "mqtt": {"port": port, "protocol": "3.1.1", "health_interval_s": 0.5, "commands": ["replay-state"]},
         "log": {"format": "json"},
     }
     path = home / "agent.yaml"
@@ -154,23 +170,6 @@ def _truth(slides: list[NamedPhantom], naming: Pseudonyms) -> dict[SlideKey, tup
         )
         for s in slides
     }
-
-
-@contextlib.contextmanager
-def _agent(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as sink:
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "agent", "run", "--config", str(config)], stdout=sink, stderr=sink
-        )
-    try:
-        yield agent
-    finally:
-        agent.send_signal(signal.SIGTERM)
-        try:
-            agent.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            agent.kill()
-            agent.wait()
 
 
 @contextlib.contextmanager
@@ -207,7 +206,7 @@ def _wait_until_ready(board: Board, agent: subprocess.Popen[bytes], log: Path) -
     deadline = time.monotonic() + START_LIMIT_S
     while not board.online:
         if agent.poll() is not None:
-            raise AgentError(f"the agent ended with code {agent.returncode}: {_last_line(log)}")
+            raise AgentError(f"the agent ended with code {agent.returncode}: {last_line(log)}")
         if time.monotonic() > deadline:
             raise AgentError(f"the agent was not ready within {START_LIMIT_S:.0f} s; see {log}")
         board.changed.wait(0.1)
@@ -237,12 +236,6 @@ def _show(
                 raise AgentError(f"no final for {board.missing()} within {SILENCE_LIMIT_S:.0f} s")
 
 
-def _verdict(board: Board, console: Console) -> int:
+def _verdict(board: Board, console: Console) -> None:
     for line in board.verdict():
         console.print(line)
-    return 0
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"

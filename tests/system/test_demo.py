@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,9 @@ def test_the_headless_demo_ends_by_itself_and_is_right(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "engine compiled" in lines
+    (page,) = [line.split()[1] for line in lines if line.startswith("dashboard http://127.0.0.1:")]
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(page)  # the dashboard has ended with the demo
     assert any("agent ready" in line and "openvino" in line for line in lines)
     assert any("receiving" in line and "used" in line for line in lines)
     assert sum("FINAL" in line and "PATIENT" not in line for line in lines) == 2
