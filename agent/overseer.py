@@ -35,10 +35,22 @@ def oversee(
     threads = [threading.Thread(target=_room, args=(*item, token), name=item[0]) for item in rooms.items()]
     for thread in threads:
         thread.start()
-    while not has_looked() and not token.stopping.wait(LOOK_S):
-        pass
-    host.notify(f"READY=1\nSTATUS=watching {live.now.folder}")
-    log.info("ready", folder=str(live.now.folder))
+    try:
+        while not has_looked() and not token.stopping.wait(LOOK_S):
+            pass
+        if not token.stopping.is_set():
+            host.notify(f"READY=1\nSTATUS=watching {live.now.folder}")
+            log.info("ready", folder=str(live.now.folder))
+        _watch_over(threads, token, pulse, live)
+    except OSError as error:
+        # It would end us for our silence: better to say why.
+        reason = f"the service manager cannot be told anything (NOTIFY_SOCKET): {error.strerror or error}"
+        token.fail("overseer", AgentError(reason))
+    for thread in threads:
+        thread.join()
+
+
+def _watch_over(threads: list[threading.Thread], token: CancelToken, pulse: Pulse, live: LiveSettings) -> None:
     interval_s = host.watchdog_interval_s()
     deadline = None
     while any(thread.is_alive() for thread in threads):

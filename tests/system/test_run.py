@@ -356,3 +356,16 @@ def test_ctrl_c_is_a_clean_stop(broker: Mosquitto, agents: list[AgentProcess], t
     agents.append(agent.start())
     agent.signal(signal.SIGINT)
     assert agent.wait() == 0
+
+
+def test_a_service_manager_that_cannot_be_reached_ends_it_in_one_line(
+    broker: Mosquitto, agents: list[AgentProcess], tmp_path: Path
+) -> None:
+    """A dead notification socket: exit code 1 and the reason, no traceback, instead of being killed for silence."""
+    agent = AgentProcess(tmp_path / "agent", broker.port)
+    agents.append(agent.start(ready=False, environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")}))
+    assert agent.wait(60) == 1
+    (event,) = agent.events("room_died")
+    assert "NOTIFY_SOCKET" in event["error"]
+    assert "Traceback" not in agent.log()
+    assert not agent.events("ready")
