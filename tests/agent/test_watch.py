@@ -207,7 +207,9 @@ def test_a_folder_that_is_replaced_is_listened_to_again(folder: Path, look: Open
     folder.mkdir()
     write(folder / "new")
     wait_until(lambda: sight.poll(1.0) and "new" in sight.touched, "the new folder is scanned")
-    assert ("old" in sight.removed) == (away == "deleted")  # an event told it before the folder was gone
+    if away == "moved":
+        assert "old" not in sight.removed
+    # A deleted folder's inode may be given to the new one: then it is the same folder, as far as anybody can tell.
     assert sight.poll(1.0).unavailable is None
 
     def heard() -> bool:
