@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.contract import SlideKey
+from models.decision import WORDS
 
 BAR = 24
 THRESHOLD = 0.77
@@ -53,6 +54,8 @@ class Board:
     _health: tuple[float, dict[str, Any]] | None = None
     _lines: list[str] = field(default_factory=list)
     _heard_s: float = 0.0
+    _known: set[str] = field(default_factory=set)
+    """Every event_id heard."""
 
     def __post_init__(self) -> None:
         """One card for each slide that will come."""
@@ -61,7 +64,12 @@ class Board:
         self._heard_s = self.started
 
     def hear(self, topic: str, message: dict[str, Any]) -> None:
-        """Take one message."""
+        """Take one message of the agent; what others ask of it is not for us."""
+        if "/cmd/" in topic:
+            return
+        if message["event_id"] in self._known:
+            return  # delivered or told again: the dashboard asks for what it has missed
+        self._known.add(message["event_id"])
         now = time.monotonic()
         kind = message["kind"]
         if kind == "health":
@@ -197,7 +205,7 @@ def _row(card: Card) -> tuple[RenderableType, ...]:
     counts = said["counts"]
     strips = f"{said['strips']['done']}/{said['strips']['expected'] or '?'} strips"
     patches = f"{counts['used']} used\n{counts['seen'] - counts['used']} rejected\n{strips}"
-    answer = f"{_answer(said)}\n{_judge(said, card.truth)}" if card.final else f"{_answer(said)}\nprovisional"
+    answer = f"{_answer(said)}\n{_judge(said, card.truth)}" if card.final else _answer(said)
     return card.name, "FINAL" if card.final else said["state"], patches, _bars(said), answer
 
 
@@ -217,9 +225,8 @@ def _answer(message: dict[str, Any]) -> str:
     if message["predicted"] is None:
         return "no usable patch yet"
     low, high = message["interval"][message["classes"].index(message["predicted"])]
-    sure = ", high confidence" if message["high_confidence"] else ""
-    sure += ", little tissue" if message["low_tissue"] else ""
-    return f"{message['predicted']} {message['confidence']:.3f} [{low:.2f}, {high:.2f}]{sure}"
+    words = WORDS[message["decision"]]
+    return f"{message['predicted']} {message['confidence']:.3f} [{low:.2f}, {high:.2f}], {words}"
 
 
 def _judge(message: dict[str, Any], truth: str) -> str:

@@ -1,0 +1,63 @@
+// Joins the page: what the server says → what is drawn. What was drawn last is what counts as heard, so that a page
+// that cannot draw any more finds itself stale.
+
+import { drawAnswer, nameOf } from "./answer.js";
+import { byId, say } from "./elements.js";
+import { judge } from "./freshness.js";
+import { MapPanel } from "./map-panel.js";
+import { drawLists, drawPulse, drawWho } from "./panels.js";
+import { follow } from "./stream.js";
+import { decisionWords } from "./words.js";
+
+const PULSE_MS = 200;
+const SPEAK_AFTER_MS = 1200; // an answer that flickers is not read out
+
+const panel = new MapPanel();
+let view = null;
+let drawnAt = performance.now();
+let verdict = judge(null, 0);
+let announced = "";
+let pending = "";
+let pendingSince = 0;
+
+function hearView(next) {
+  if (view !== null && next.boot !== view.boot) {
+    location.reload();
+    return;
+  }
+  verdict = judge(next, 0);
+  drawWho(next);
+  drawAnswer(next, verdict);
+  panel.draw(next);
+  drawLists(next);
+  view = next;
+  drawnAt = performance.now();
+  pulse();
+}
+
+function pulse() {
+  const silentMs = performance.now() - drawnAt;
+  const before = verdict.current;
+  verdict = judge(view, silentMs);
+  if (view !== null && verdict.current !== before) drawAnswer(view, verdict);
+  document.body.dataset.current = String(verdict.current);
+  drawPulse(view, verdict, silentMs);
+  announce();
+}
+
+/** For screen readers: trouble at once, the answer when it has stood for a moment, and nothing twice. */
+function announce() {
+  say(byId("spoken-alarm"), verdict.tone === "trouble" ? `${verdict.title}. The answer shown is not current.` : "");
+  const said = view?.patient ? `${nameOf(view.patient)}. ${decisionWords(view.patient.decision)}.${verdict.current ? "" : " Not current."}` : "";
+  if (said !== pending) {
+    pending = said;
+    pendingSince = performance.now();
+  } else if (said !== announced && performance.now() - pendingSince > SPEAK_AFTER_MS) {
+    announced = said;
+    say(byId("spoken"), said);
+  }
+}
+
+follow("/events", { view: hearView, patches: (patches) => panel.take(patches) });
+setInterval(pulse, PULSE_MS);
+pulse();
