@@ -75,6 +75,15 @@ class DashboardSettings(Section):
     """TCP port of the page; 0 takes a free one."""
     names: tuple[str, ...] = ()
     """Further host names under which a browser may ask for the page, e.g. `theatre-3.example`."""
+    username: str | None = None
+    """User name at the broker of an account that only reads; mqtt.username when absent."""
+    password_file: SecretPath | None = None
+    """File that holds that account's password and nothing else; mqtt.password_file when absent."""
+
+    def session(self, mqtt: MqttSettings) -> MqttSettings:
+        """The session with the broker that the dashboard has: the agent's, under its own account if it has one."""
+        own = {"username": self.username, "password_file": self.password_file}
+        return mqtt.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class DicomOutSettings(Section):

@@ -1,7 +1,7 @@
 """Access rules and an example configuration for mosquitto, from the topics of one instrument.
 
 Whoever is not named gets nothing. The agent may write what it says and read its commands; nobody else may write
-results; only operators may send commands.
+results; only operators may send commands that change anything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def access_rules(place: Place) -> str:
     """The text of mosquitto.acl."""
     filters, base = place.filters(), place.topics.base
     results = [rule for kind, rule in filters.items() if kind not in READERS_DO_NOT_NEED]
-    commands = list(place.commands().values())
+    commands = place.commands()
     sections = [
         _comment(
             f"Who may do what below {base}. Written by `python -m agent contract`: after an update of the agent write"
@@ -37,13 +37,13 @@ def access_rules(place: Place) -> str:
             write=[*results, f"{base}/reply/#"],
             read=[place.topics.commands, place.topics.status],
         ),
-        _comment("Screens and archives: they read, and cannot write anything."),
-        _user("dashboard", read=results),
+        _comment("Screens and archives: they read. All they may ask for is to be told again what they have missed."),
+        _user("dashboard", read=results, write=[commands["replay-state"]]),
         _comment(
             "People who may send commands. The agent obeys those that its settings list under mqtt.commands; delete"
             " here what nobody should be able to ask for."
         ),
-        _user("operator", read=[*results, f"{base}/reply/#"], write=commands),
+        _user("operator", read=[*results, f"{base}/reply/#"], write=commands.values()),
     ]
     return "\n\n".join(sections) + "\n"
 

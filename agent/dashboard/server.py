@@ -76,7 +76,7 @@ class Dashboard:
         self._board = Board(topics.base, secrets.token_hex(8), now())
         self._stream = Stream(self._board)
         self._inbox = Inbox()
-        self._subscriber = Subscriber(settings.mqtt, filters(topics.base), self._inbox)
+        self._subscriber = Subscriber(settings.dashboard.session(settings.mqtt), filters(topics.base), self._inbox)
         self._arrived = asyncio.Event()
         self._changed = True
         self._link = ""

@@ -58,6 +58,18 @@ def test_three_paths_are_enough(tmp_path: Path) -> None:
     assert settings.identity.key_file is None and settings.metrics.port is None
 
 
+def test_the_dashboard_may_have_an_account_of_its_own(tmp_path: Path) -> None:
+    """Its user name and password replace the agent's in its session; what it does not set stays the agent's."""
+    text = REQUIRED + "mqtt: {host: broker, username: agent, password_file: /a}\ndashboard: {username: dashboard}\n"
+    settings = load_settings(write(tmp_path, text))
+    session = settings.dashboard.session(settings.mqtt)
+    assert (session.host, session.username, session.password_file) == ("broker", "dashboard", Path("/a"))
+    settings = load_settings(write(tmp_path, text.replace("username: dashboard}", "password_file: b}")))
+    session = settings.dashboard.session(settings.mqtt)
+    assert (session.username, session.password_file) == ("agent", tmp_path / "b")
+    assert load_settings(write(tmp_path, REQUIRED)).dashboard.session(settings.mqtt) == settings.mqtt
+
+
 def test_relative_paths_start_at_the_settings_file(tmp_path: Path) -> None:
     """A relative path means the same whatever folder the daemon was started from; an absolute one stays."""
     settings = load_settings(write(tmp_path, REQUIRED + "mqtt: {username: u, password_file: ../secret}\n"))

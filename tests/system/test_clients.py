@@ -302,8 +302,9 @@ def seen_by(here: Theatre, user: str) -> list[str]:
 
 
 def test_a_dashboard_cannot_write(closed: Theatre) -> None:
-    """Whatever it publishes is refused and received by nobody; what is retained for it, it reads."""
-    for topic in ("cmd/engine", "slide/aaaa/final", "status", "reply/engine", "elsewhere"):
+    """All but a request to be told again is refused and received by nobody; what is retained for it, it reads."""
+    assert "Not authorized" not in publish(closed, "dashboard", "cmd/replay-state", "{}")
+    for topic in ("cmd/engine", "cmd/close-patient", "slide/aaaa/final", "status", "reply/engine", "elsewhere"):
         assert "Not authorized" in publish(closed, "dashboard", topic, "forged", "-r"), topic
     assert seen_by(closed, "operator") == seen_by(closed, "dashboard") == [RETAINED]
 
