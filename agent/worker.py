@@ -141,6 +141,8 @@ class Worker:
         record = self._reducer.slide(closed.slide)
         record.unformed = closed.unformed
         counts = self._reducer.of_slide(closed.slide).counts
+        self._changed.add(closed.slide)
+        self._say_posteriors()
         said = self._reporter.slide_final(closed.slide, self._latency)
         self._log.info(
             "slide",
@@ -154,10 +156,10 @@ class Worker:
             rejected=counts.rejected,
             new=said is not None,
         )
-        self._changed.add(closed.slide)
         self._finish(said)
 
     def _close_patient(self, patient: str) -> None:
+        self._say_posteriors()
         said = self._reporter.patient_final(patient, self._latency)
         self._log.info("patient", patient=patient, slides=len(self._reducer.slides_of(patient)), new=said is not None)
         self._finish(said)
@@ -173,6 +175,11 @@ class Worker:
         self._current, self._pointed_at = slide, self._clock()
         self._messages.append(self._reporter.current(slide))
 
+    def _say_posteriors(self) -> None:
+        """Before a final, too: whoever sorts by time must find the final last."""
+        self._messages += self._reporter.posteriors(self._changed, self._latency)
+        self._changed = set()
+
     def _finish(self, said: tuple[Message, FinalRow] | None) -> None:
         if said is not None:
             self._messages.append(said[0])
@@ -183,9 +190,9 @@ class Worker:
         heat_maps = self._reporter.patches(self._rows, self._clock(), everything=self._inbox.ended)
         if not (self._rows or self._messages or self._changed or heat_maps):
             return
-        running = [*heat_maps, *self._reporter.posteriors(self._changed, self._latency)]
-        record = Record(self._sha256, tuple(self._rows), (*running, *self._messages), tuple(self._finals))
-        self._rows, self._messages, self._finals, self._changed = [], [], [], set()
+        self._say_posteriors()
+        record = Record(self._sha256, tuple(self._rows), (*heat_maps, *self._messages), tuple(self._finals))
+        self._rows, self._messages, self._finals = [], [], []
         self._told_at = self._clock()
         self._outbox.put(record)
         self.measures.told(self._clock())

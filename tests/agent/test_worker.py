@@ -193,6 +193,16 @@ def test_order_repetition_and_batching_change_no_bit(numbers: list[int], size: i
     assert apart.reducer.total == together.reducer.total
 
 
+def test_a_final_is_said_after_the_last_posterior_of_the_same_data() -> None:
+    """Whoever sorts by time finds the final last: nothing provisional is stamped after it."""
+    room = EngineRoom()
+    room.work(batch([0, 1]), progress(State.COMPLETE, 2), SlideClosed(SLIDE), PatientClosed("P"))
+    kinds = [message.kind for record in room.records for message in record.messages]
+    for scope in ("slide", "patient"):
+        last_posterior = max(at for at, kind in enumerate(kinds) if kind == f"{scope}.posterior")
+        assert last_posterior < kinds.index(f"{scope}.final")
+
+
 def test_rejected_patches_are_counted_with_their_reasons() -> None:
     """Rejections reach the ledger, the counts and the heat map, and never a posterior."""
     room = EngineRoom()
