@@ -24,7 +24,7 @@ from rich.live import Live
 
 from agent import host
 from agent.demo_broker import EmbeddedBroker, free_port
-from agent.demo_processes import DashboardProcess, agent_process, last_line
+from agent.demo_processes import DashboardProcess, agent_process, ended_by_sigterm, last_line
 from agent.demo_view import Board, Subscriber
 from agent.engine import choose
 from agent.errors import AgentError, EngineError, SettingsError
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
     profile = args.profile or default_profile()
     console = Console(highlight=False)
     console.print("[bold]spinextract-agent demo[/bold]: synthetic phantom slides, not tissue. Research use only.")
-    with contextlib.ExitStack() as stack:
+    with ended_by_sigterm(), contextlib.ExitStack() as stack:
         if args.dir and args.dir.exists() and any(args.dir.iterdir()):
             raise SettingsError(f"{args.dir} is not empty: give a new folder, or none for a temporary one")
         home = args.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spinextract-demo-")))

@@ -18,6 +18,20 @@ END_LIMIT_S = 20.0
 
 
 @contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """While this lasts, SIGTERM unwinds the demo as Ctrl-C does: nothing that it started outlives it."""
+
+    def unwind(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@contextlib.contextmanager
 def agent_process(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m agent run`; what it says goes to the log."""
     with log.open("ab") as sink:

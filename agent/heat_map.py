@@ -26,6 +26,7 @@ class Gathering:
     def __init__(self) -> None:
         self._rows: dict[SlideKey, list[CountedPatch]] = {}
         self._newest_at: dict[SlideKey, float] = {}
+        self._closed: set[SlideKey] = set()
 
     def add(self, rows: Iterable[CountedPatch], now: float) -> None:
         """Take in newly counted patches at monotonic second `now`."""
@@ -34,9 +35,8 @@ class Gathering:
             self._newest_at[row.key.of_slide] = now
 
     def close(self, slide: SlideKey) -> None:
-        """Nothing follows for now: what waits of this slide is due."""
-        if slide in self._newest_at:
-            self._newest_at[slide] = float("-inf")
+        """Nothing follows for now: what waits of this slide is due, and what is added before the next `take`."""
+        self._closed.add(slide)
 
     def take(self, now: float, *, everything: bool = False) -> list[CountedPatch]:
         """What is to be told now."""
@@ -44,10 +44,12 @@ class Gathering:
         rows = [row for slide in due for row in self._rows[slide]]
         for slide in due:
             del self._rows[slide], self._newest_at[slide]
+        self._closed.clear()
         return rows
 
     def _is_due(self, slide: SlideKey, now: float) -> bool:
-        return len(self._rows[slide]) >= LEAST_PATCHES or now - self._newest_at[slide] >= QUIET_S
+        waited = now - self._newest_at[slide] >= QUIET_S
+        return waited or slide in self._closed or len(self._rows[slide]) >= LEAST_PATCHES
 
 
 class HeatMap:

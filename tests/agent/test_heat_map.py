@@ -70,6 +70,16 @@ def test_silence_and_an_end_let_them_go() -> None:
     assert gathering.take(10.0, everything=True) == strip(0, other)[:2]
 
 
+def test_patches_of_the_last_moment_go_with_the_end_of_their_slide() -> None:
+    """Patches that were counted before a slide ended, but are handed over after it, do not wait for silence."""
+    gathering = Gathering()
+    gathering.close(SLIDE)
+    gathering.add(strip(0)[:2], 10.0)
+    assert gathering.take(10.0) == strip(0)[:2]
+    gathering.add(strip(0)[2:4], 11.0)
+    assert gathering.take(11.0) == []
+
+
 def test_closing_a_slide_without_patches_is_nothing() -> None:
     """A slide whose patches have all been told may end."""
     gathering = Gathering()

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -36,9 +37,9 @@ def take(page: Page, name: str) -> None:
     """Write one picture in its 256 most frequent colours, unless it is too large for a repository."""
     path = FOLDER / f"{name}.png"
     whole = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    frequent = sorted(whole.getcolors(whole.width * whole.height) or [], reverse=True)[:256]
+    counted: list[tuple[int, Any]] = list(whole.getcolors(whole.width * whole.height) or [])
     palette = Image.new("P", (1, 1))
-    palette.putpalette([part for _, colour in frequent for part in colour])  # type: ignore[union-attr]
+    palette.putpalette([part for _, colour in sorted(counted, reverse=True)[:256] for part in colour])
     whole.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path.relative_to(ROOT)}: {size // 1000} kB")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.system.processes import PROFILE, command
+from tests.system.processes import PROFILE, ROOT, command
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
@@ -45,6 +48,30 @@ def test_the_headless_demo_ends_by_itself_and_is_right(tmp_path: Path) -> None:
 
     again = command("agent", "demo", *words)
     assert again.returncode == 2 and "not empty" in again.stderr
+
+
+def test_a_demo_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a slide ends agent and dashboard too."""
+    profile, home = tmp_path / "profile", tmp_path / "demo"
+    shutil.copytree(PROFILE, profile)
+    words = [sys.executable, "-u", "-m", "agent", "demo", "--headless", "--profile", str(profile), "--dir", str(home)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as demo:
+        assert demo.stdout is not None
+        assert any("receiving" in line for line in demo.stdout)
+        assert len(processes_about(home)) == 3
+        demo.terminate()
+        demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert processes_about(home) == []
+
+
+def processes_about(folder: Path) -> list[str]:
+    """Processes that were started with something in this folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            found.append(entry.read_text(errors="replace"))
+    return [words for words in found if str(folder) in words]
 
 
 def test_bad_arguments_of_the_demo_exit_with_2(tmp_path: Path) -> None:

@@ -27,8 +27,11 @@ export function show(element, shown) {
 /** One child for each item, in order. Children are kept by key, so that focus and transitions survive. */
 export function lines(parent, items, keyOf, begin, update) {
   const held = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const used = new Set();
   items.forEach((item, place) => {
-    const key = String(keyOf(item, place));
+    let key = String(keyOf(item, place));
+    while (used.has(key)) key += "+";
+    used.add(key);
     const child = held.get(key) ?? begin(item, place);
     held.delete(key);
     child.dataset.key = key;

@@ -2,15 +2,15 @@
 
 import { clip, clock, duration, exactClock } from "./words.js";
 
-export const SERVER_LOST_MS = 2500; // the server says something every second
+const SERVER_LOST_MS = 2500; // the server says something every second
 
-const trouble = (title, detail) => ({ current: false, tone: "trouble", title, detail });
-const calm = (title, detail) => ({ current: false, tone: "calm", title, detail });
-const CURRENT = { current: true, tone: null, title: "", detail: "" };
+const trouble = (title, detail) => ({ current: false, heard: true, tone: "trouble", title, detail });
+const calm = (title, detail) => ({ current: false, heard: true, tone: "calm", title, detail });
+const CURRENT = { current: true, heard: true, tone: null, title: "", detail: "" };
 
-/** `view` is the last one drawn, `silentMs` the time since then. */
-export function judge(view, silentMs) {
-  if (silentMs > SERVER_LOST_MS) return lostServer(view, silentMs);
+/** `view` is the last one drawn, `silentMs` the time since then, `cut` whether the connection has ended since then. */
+export function judge(view, silentMs, cut) {
+  if (silentMs > SERVER_LOST_MS || (cut && view !== null)) return { ...lostServer(view, silentMs), heard: false };
   if (view === null) return calm("Connecting", "Waiting for the dashboard server.");
   return judgeBroker(view) ?? judgeAgent(view) ?? judgeHealth(view, silentMs) ?? judgePatient(view) ?? CURRENT;
 }

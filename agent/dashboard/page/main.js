@@ -15,7 +15,8 @@ const SPEAK_AFTER_MS = 1200; // an answer that flickers is not read out
 const panel = new MapPanel();
 let view = null;
 let drawnAt = performance.now();
-let verdict = judge(null, 0);
+let cut = false;
+let verdict = judge(null, 0, cut);
 let announced = "";
 let pending = "";
 let pendingSince = 0;
@@ -25,12 +26,13 @@ function hearView(next) {
     location.reload();
     return;
   }
-  verdict = judge(next, 0);
+  verdict = judge(next, 0, false);
   drawWho(next);
   drawAnswer(next, verdict);
   panel.draw(next);
   drawLists(next);
   view = next;
+  cut = false;
   drawnAt = performance.now();
   pulse();
 }
@@ -38,7 +40,7 @@ function hearView(next) {
 function pulse() {
   const silentMs = performance.now() - drawnAt;
   const before = verdict.current;
-  verdict = judge(view, silentMs);
+  verdict = judge(view, silentMs, cut);
   if (view !== null && verdict.current !== before) drawAnswer(view, verdict);
   document.body.dataset.current = String(verdict.current);
   drawPulse(view, verdict, silentMs);
@@ -58,6 +60,11 @@ function announce() {
   }
 }
 
-follow("/events", { view: hearView, patches: (patches) => panel.take(patches) });
+function hearCut() {
+  cut = true;
+  pulse();
+}
+
+follow("/events", { view: hearView, patches: (patches) => panel.take(patches), cut: hearCut });
 setInterval(pulse, PULSE_MS);
 pulse();

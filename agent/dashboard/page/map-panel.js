@@ -88,7 +88,7 @@ export class MapPanel {
   }
 
   #drawProgress() {
-    const slide = this.slides.find(({ slide: id }) => id === this.shown);
+    const slide = this.#slideShown;
     const { done = 0, expected = null } = slide?.result.strips ?? {};
     const marks = expected !== null && expected <= 40 ? Array.from({ length: expected }, (_, at) => at < done) : [];
     lines(byId("strip-marks"), marks, (_, at) => at, () => make("span", "strip-mark"), (mark, full) => mark.classList.toggle("full", full));
@@ -96,9 +96,13 @@ export class MapPanel {
     say(byId("strip-words"), slide ? `${words}${slide.is_final ? ", ended" : ""}` : "");
   }
 
+  get #slideShown() {
+    return this.slides.find(({ slide }) => slide === this.shown);
+  }
+
   /** Whether strips of the slide shown are still to come. */
   #isOpen() {
-    const slide = this.slides.find(({ slide: id }) => id === this.shown);
+    const slide = this.#slideShown;
     const { done = 0, expected = null } = slide?.result.strips ?? {};
     return !slide?.is_final && (expected === null || done < expected);
   }
@@ -106,7 +110,7 @@ export class MapPanel {
   /** Patches that the result counts and the picture lacks: the agent sends them in batches, and some may get lost. */
   #drawHoles() {
     const held = this.maps.get(this.shown)?.cells.size ?? 0;
-    const slide = this.slides.find(({ slide: id }) => id === this.shown);
+    const slide = this.#slideShown;
     const missing = held > 0 ? Math.max(0, (slide?.result.counts.seen ?? 0) - held) : 0;
     const words = !slide?.is_final && missing < MOST_ON_THEIR_WAY ? "on their way" : "not shown";
     say(byId("holes"), missing > 0 ? `${count(missing, "patch", "patches")} ${words}` : "");

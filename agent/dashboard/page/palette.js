@@ -1,14 +1,14 @@
 // How classes and rejected patches look: colours that the colour-blind tell apart (Okabe and Ito), a pattern and a
 // letter for each class, hatching without colour for rejected patches. Nothing is said by colour alone.
 
-export const INK_DARK = "#06090c";
-export const INK_LIGHT = "#f2f5f7";
+const INK_DARK = "#06090c";
+const INK_LIGHT = "#f2f5f7";
 const GROUND = "#11171d";
 const HATCH = "#8794a1";
 const COLOURS = ["#56b4e9", "#e69f00", "#2bb68a", "#cc79a7", "#f0e442", "#e8743b", "#7d9fff", "#c5ccd3"];
 const TILE_PX = 12;
 
-export const colourOf = (index) => COLOURS[index % COLOURS.length];
+const colourOf = (index) => COLOURS[index % COLOURS.length];
 
 // Strokes inside a tile of TILE_PX, as [x1, y1, x2, y2]; a point is a short stroke.
 const DIAGONAL = [[-3, 3, 3, -3], [-3, 15, 15, -3], [9, 15, 15, 9]];

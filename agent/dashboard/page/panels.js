@@ -1,16 +1,15 @@
 // Status strip, banner, and the lists at the foot: slides of the patient, finals of today, alerts.
 
 import { byId, lines, make, say, show } from "./elements.js";
-import { SERVER_LOST_MS } from "./freshness.js";
 import { clip, clock, count, decisionWords, duration, exactClock, percent, plain } from "./words.js";
 
 const BROKER = { connected: "Connected", lost: "Lost", connecting: "Connecting" };
 const AGENT = { online: "Online", stopped: "Switched off", offline: "Lost", unheard: "Not heard", unknown: "Unknown" };
 const ARRIVING = { receiving: "Receiving", silent: "Nothing arriving", ended: "Slide complete", idle: "No slide open", unknown: "Unknown" };
 
-/** What is true of the seconds, drawn several times in one: lights, clock, banner. `silentMs` as in freshness.js. */
+/** Lights, clock and banner, several times a second. `verdict` and `silentMs` are those of freshness.js. */
 export function drawPulse(view, verdict, silentMs) {
-  const heard = silentMs <= SERVER_LOST_MS;
+  const { heard } = verdict;
   const through = heard && view?.broker.state === "connected";
   const arriving = through ? arrivingOf(view) : "unknown";
   light("imager", ARRIVING[arriving] ?? plain(arriving), { receiving: "good", ended: "calm", idle: "calm" }[arriving] ?? "bad");

@@ -3,7 +3,8 @@
 const RETRY_MS = 1000;
 const HUNG_MS = 6000; // an open connection on which nothing has come for so long is given up
 
-/** Calls `hear.view(view)` and `hear.patches(patches)` with each message, for as long as the page is open. */
+/** Calls `hear.view(view)` and `hear.patches(patches)` with each message, and `hear.cut()` when the connection ends, for
+ * as long as the page is open. */
 export function follow(url, hear) {
   let source = null;
   let openedAt = 0;
@@ -24,6 +25,7 @@ export function follow(url, hear) {
   function again() {
     source.close();
     source = null;
+    hear.cut();
     setTimeout(open, RETRY_MS);
   }
 

@@ -1,6 +1,6 @@
 // What the wire's words mean to people. Knows no element.
 
-export const DECISIONS = {
+const DECISIONS = {
   insufficient: "Not enough tissue yet",
   provisional: "Provisional",
   high_confidence: "High confidence",
