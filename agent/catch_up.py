@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agent.commands import StateReplayed
 from agent.heat_map import HeatMap
-from agent.ledger import CountedPatch, Ledger
+from agent.ledger import Ledger
 from agent.reporter import Speaker
 from agent.topics import Message
 from models.contract import SlideKey
@@ -37,6 +37,7 @@ class CatchUp:
 
     def __init__(self, ledger: Ledger, speaker: Speaker, birth: Callable[[], Message]) -> None:
         self._ledger = ledger
+        self._sha256 = speaker.profile.sha256
         self._speaker = speaker
         self._birth = birth
 
@@ -48,18 +49,17 @@ class CatchUp:
         spoken = [patient for kind, patient in named if kind in ("patient.posterior", "patient.final")]
         patient = next(iter((*current, *reversed(spoken))), None)
         theirs = [pair for pair in retained if pair[0].kind == "current" or pair[1].get("patient") == patient]
-        slides = sorted({body["slide"] for message, body in theirs if message.kind.startswith("slide.")})
-        patches = {slide: self._patches(SlideKey(str(patient), slide)) for slide in slides}
-        total = sum(len(rows) for rows in patches.values())
+        names = {body["slide"] for message, body in theirs if message.kind.startswith("slide.")}
+        slides = [SlideKey(str(patient), name) for name in sorted(names)]
+        total = sum(self._ledger.count(self._sha256, slide) for slide in slides)
         told = StateReplayed(patient=patient, retained=1 + len(theirs), patches=total)
-        return Missed(told, (self._birth(), *(message for message, _ in theirs)), self._heat_maps(patches))
+        return Missed(told, (self._birth(), *(message for message, _ in theirs)), self._heat_maps(slides))
 
-    def _patches(self, slide: SlideKey) -> list[CountedPatch]:
-        return list(self._ledger.restore(self._speaker.profile.sha256, slide))
-
-    def _heat_maps(self, patches: dict[str, list[CountedPatch]]) -> Iterator[Message]:
+    def _heat_maps(self, slides: list[SlideKey]) -> Iterator[Message]:
+        """Reads one slide at a time, when its turn has come: all at once would hold up what is new."""
         heat_map = HeatMap(self._speaker.profile.spec)
-        for rows in patches.values():
+        for slide in slides:
+            rows = list(self._ledger.restore(self._sha256, slide))
             for start in range(0, len(rows), PATCHES_A_MESSAGE):
                 for payload in heat_map.tell(rows[start : start + PATCHES_A_MESSAGE], self._speaker.stamp):
                     yield self._speaker.topics.message(payload)

@@ -33,6 +33,8 @@ from agent.topics import Message
 
 REMEMBERED = 100
 """Latest commands with a request_id that are not carried out again."""
+MOST_A_SECOND = 20
+"""Commands looked at in one second. More are dropped without a reply, since replies go before results."""
 REPLAY_PAUSE_S = 1.0
 """Shortest time between two repetitions of the state."""
 CHANGE_ENGINE = (
@@ -81,10 +83,14 @@ class CommandDesk:
         self._clock = clock
         self._remembered: OrderedDict[tuple[str, str], _CarriedOut] = OrderedDict()
         self._replay_at = float("-inf")
+        self._second = self._taken = 0
+        """A second of the clock, and the commands that came in it."""
         self._log = structlog.get_logger("command")
 
     def take(self, command: Command) -> Answer:
         """Carry a command out, or say why not. What it brought is not logged: it may hold somebody's name."""
+        if self._is_flooded():
+            return Answer()
         verb = next((known for known in COMMANDS if known == command.verb), None)
         if verb is None:
             return self._refuse(command, None, f"unknown command; known are {', '.join(COMMANDS)}")
@@ -100,6 +106,15 @@ class CommandDesk:
             self._log.info("command_repeated", verb=verb)
             return Answer(() if before.reply is None else (self._addressed(before.reply, command),))
         return self._carry_out(command, verb, body)
+
+    def _is_flooded(self) -> bool:
+        """Whether more came in this second than anybody needs; told once in each."""
+        second = int(self._clock())
+        self._taken = 1 if second != self._second else self._taken + 1
+        self._second = second
+        if self._taken == MOST_A_SECOND + 1:
+            self._log.warning("commands_dropped", detail=f"more than {MOST_A_SECOND} in one second")
+        return self._taken > MOST_A_SECOND
 
     def _carry_out(self, command: Command, verb: Verb, body: Body) -> Answer:
         match body:

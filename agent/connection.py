@@ -149,7 +149,7 @@ class Connection:
                 self._reason = "no answer"
                 return
             if stopping.is_set() and leave_by == math.inf:
-                if not (is_clean() and self._client.is_connected()):
+                if not is_clean():
                     return
                 self._client.disconnect()
                 leave_by = time.monotonic() + LEAVE_S

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
-from agent.ledger import Ledger, OutboxRow
+from agent.ledger import RETAINED_KEPT, Ledger, OutboxRow
 from agent.measures import SenderMeasures
 from agent.publish import Acked, Session
 from agent.refusals import Refusals
@@ -20,6 +20,8 @@ from agent.topics import Message
 
 MAX_UNWRITTEN = 64
 """QoS 0 messages that may wait for the socket; with a slower network more of them are dropped."""
+MAX_DIRECT = 4 * RETAINED_KEPT
+"""Messages said directly that may wait for the broker: all state, and what commands made us say on top of it."""
 MAX_TRICKLING = MAX_UNWRITTEN // 2
 """How many of them a repetition may fill, so that what is new is not dropped for what is old."""
 
@@ -102,9 +104,7 @@ class Delivery:
     def say(self, *messages: Message) -> None:
         """Send what is not kept: at once or not at all for QoS 0, on this connection or not at all for QoS 1."""
         for message in messages:
-            if message.qos > 0 and self._window > 0:
-                self._direct.append(message)
-            elif not (self._window > 0 and len(self._unwritten) < MAX_UNWRITTEN and self._write(message)):
+            if not (self._window > 0 and self._take(message)):
                 self.measures.dropped += 1
 
     def trickle(self, messages: Iterator[Message]) -> None:
@@ -143,6 +143,13 @@ class Delivery:
     def next_at(self) -> float | None:
         """When this has something to do by itself."""
         return self._refused.next_at()
+
+    def _take(self, message: Message) -> bool:
+        if message.qos == 0:
+            return len(self._unwritten) < MAX_UNWRITTEN and self._write(message)
+        if room := len(self._direct) < MAX_DIRECT:
+            self._direct.append(message)
+        return room
 
     def _write(self, message: Message) -> bool:
         """Give a QoS 0 message to the socket; False when the connection has just ended."""

@@ -1,4 +1,5 @@
-"""What the agent tells the machine it runs on: readiness and watchdog to systemd, logs to stderr, its memory.
+"""What the agent tells the machine it runs on: readiness and watchdog to systemd, logs to stderr, its memory; and
+how it hears signals.
 
 Knows nothing of slides or messages.
 """
@@ -7,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
+import signal
 import socket
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +43,31 @@ def notify(state: str) -> bool:
         sock.connect(address)
         sock.sendall(state.encode())
     return True
+
+
+@contextmanager
+def on_signals(calls: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """While this lasts, each of these signals makes its call, on another thread. Old handlers come back.
+
+    A handler interrupts the main thread anywhere, in the middle of waiting for the Event that it would set, too, and
+    then both wait for ever. So it only fills a queue, whose `put` may interrupt anything.
+    """
+    came: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def obey() -> None:
+        while (number := came.get()) is not None:
+            calls[number]()
+
+    thread = threading.Thread(target=obey, name="signals", daemon=True)
+    thread.start()
+    old = {number: signal.signal(number, lambda number, _: came.put(number)) for number in calls}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        came.put(None)
+        thread.join()
 
 
 def watchdog_interval_s() -> float | None:

@@ -91,14 +91,24 @@ class Ledger:
             for *key, outcome in self._db.execute(query, (profile_sha256, slide is None, *(slide or ("", "")))):
                 yield _decode(PatchKey(*key), outcome)
 
-    def finals(self, profile_sha256: str) -> list[FinalRow]:
-        """The latest final of every slide and patient under this profile."""
+    def count(self, profile_sha256: str, slide: SlideKey) -> int:
+        """How many patches of a slide are counted."""
         query = (
-            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected, unformed, tally,"
-            " at FROM finals WHERE profile_sha256 = ? ORDER BY scope, patient, slide"
+            "SELECT count(*) FROM slides JOIN patches USING (slide_id)"
+            " WHERE profile_sha256 = ? AND patient = ? AND slide = ?"
         )
         with explained(self.path):
-            return [FinalRow(*row) for row in self._db.execute(query, (profile_sha256,))]
+            return int(self._db.execute(query, (profile_sha256, *slide)).fetchone()[0])
+
+    def finals(self, profile_sha256: str, patient: str | None = None) -> list[FinalRow]:
+        """The latest final of every slide and patient under this profile, or of one patient."""
+        query = (
+            "SELECT scope, patient, slide, revision, event_id, fingerprint, state, done, expected, unformed, tally,"
+            " at FROM finals WHERE profile_sha256 = ?1 AND (?2 IS NULL OR patient = ?2)"
+            " ORDER BY scope, patient, slide"
+        )
+        with explained(self.path):
+            return [FinalRow(*row) for row in self._db.execute(query, (profile_sha256, patient))]
 
     def append(self, record: Record) -> None:
         """Write a record in one transaction. A patch that is already counted stays as it is."""

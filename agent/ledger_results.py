@@ -57,7 +57,7 @@ class LedgerResults:
             of = (record.profile_sha256, row.scope, row.patient, row.slide, row.event_id)
             self._db.execute(_NOTE, (*of, self.origin, said[row.event_id]))
 
-    def due(self, limit: int = 16) -> list[DueResult]:
+    def due(self, limit: int) -> list[DueResult]:
         """The oldest finals that are due, in the order in which they were said."""
         with explained(self._path):
             return [DueResult(*row) for row in self._db.execute(_DUE, (limit,))]

@@ -42,6 +42,7 @@ from agent.roster import Patience
 from agent.sender import Sender
 from agent.settings import Settings
 from agent.speech import Speech
+from agent.spool import MOST_WAITING
 from agent.spooler import spooling
 from agent.topics import Topics
 from agent.watch import Watch
@@ -219,7 +220,7 @@ class Pipeline:
             alert=speech.refused,
             in_flight=settings.mqtt.in_flight,
             flush_limit_s=settings.pipeline.stop_limit_s / 2,
-            beat=self._pulse.beats("sender", figures.look, self._keep_results),
+            beat=self._pulse.beats("sender", figures.look, lambda: self._keep_results(1)),
             measures=self._measures[1],
         )
 
@@ -237,7 +238,7 @@ class Pipeline:
             )
             self._watch.stop()
             if self._token.failure is None and not self._token.cancelled.is_set():
-                self._keep_results()  # the last finals; no room owns the ledger any more
+                self._keep_results(MOST_WAITING)  # the last finals; no room owns the ledger any more
         if self._token.failure is not None:
             log.error("room_died", room=self._token.failed_room, error=str(self._token.failure))
             return 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from agent import host
@@ -40,32 +38,12 @@ def main(args: argparse.Namespace) -> int:
 
     token = CancelToken()
     live = LiveSettings(settings, lambda: load_settings(args.config))
-    with stopping_on_signals(token), calling_on_hangup(live.hangup.set):
-        return Pipeline(live, token).run()
 
-
-@contextmanager
-def stopping_on_signals(token: CancelToken) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a clean end; a second one ends at once. Old handlers come back afterwards."""
-
-    def handle(_: int, __: object) -> None:
+    def stop() -> None:
+        """Ask for a clean end; a second signal ends at once."""
         if token.stopping.is_set():
             token.cancel()
         token.stop()
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def calling_on_hangup(called: Callable[[], None]) -> Iterator[None]:
-    """SIGHUP calls `called`, which must only set a flag. The old handler comes back afterwards."""
-    old = signal.signal(signal.SIGHUP, lambda *_: called())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, old)
+    with host.on_signals({signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: live.hangup.set}):
+        return Pipeline(live, token).run()

@@ -184,7 +184,9 @@ class Sender:
             self._log.info("ledger_keeps_unsent", messages=left)
 
     def _say_stopped(self) -> bool:
-        """Publish `stopped`; True when the broker has it, so that the will must not follow."""
+        """Publish `stopped`; True when the will must not follow: the broker has it, or no birth that it would end."""
+        if not self._delivery.connected:
+            return True
         if self._delivery.full or not self._delivery.publish(self._stopped()):
             return False
         return self._wait_until(lambda: True, FAREWELL_S)

@@ -23,6 +23,11 @@ ASIDE = "refused"
 """Folder in the spool for what cannot be used, each file with its reason beside it."""
 
 
+MOST_WAITING = 500
+"""Results that the spool takes: a few hundred megabytes of large slides. More wait in the ledger, which has their
+patches anyway, so that a `dicom-out` that never runs cannot fill the ledger's disk."""
+
+
 class SpooledPatch(NamedTuple):
     """One counted patch of the slide: strips lie side by side in the order of their numbers, which may have gaps."""
 
@@ -75,7 +80,9 @@ class Spool:
         self.folder = folder
 
     def put(self, event_id: str, text: str) -> None:
-        """Add a result, or replace the same one; on return it is on the disk. Raises OSError."""
+        """Add a result, or replace the same one; on return it is on the disk. Raises OSError, when it is full too."""
+        if sum(1 for _ in self.folder.glob("*.json")) >= MOST_WAITING:
+            raise OSError(f"{MOST_WAITING} results wait already: is dicom-out running?")
         write_whole(self.folder / f"{event_id}.json", text.encode())
 
     def waiting(self) -> list[Path]:

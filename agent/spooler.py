@@ -29,7 +29,7 @@ RETRY_S = 30.0
 
 
 class Spooler:
-    """Call `look` often: it is one short query when nothing is due."""
+    """Call `look` often: it is one short query when nothing is due, and messages wait while it writes a result."""
 
     def __init__(
         self, ledger: Ledger, spool: Spool, origin: Origin, clock: Callable[[], float] = time.monotonic
@@ -43,19 +43,18 @@ class Spooler:
         self._log = structlog.get_logger("agent.spooler")
         ledger.results.origin = origin.model_dump_json()
 
-    def look(self) -> None:
-        """Put every due final into the spool; what cannot be written now stays due. Raises LedgerError."""
+    def look(self, most: int = 1) -> None:
+        """Put the oldest due finals into the spool; what cannot be written now stays due. Raises LedgerError."""
         if self._clock() < self._retry_at:
             return
-        try:
-            while due := self._ledger.results.due():
-                for result in due:
-                    self._spool.put(result.event_id, self._text(result))
-                    self._ledger.results.done(result.seq)
-        except OSError as error:
-            self._retry_at = self._clock() + RETRY_S
-            self._tell(f"{self._spool.folder}: {error.strerror or error}")
-        else:
+        for result in self._ledger.results.due(most):
+            try:
+                self._spool.put(result.event_id, self._text(result))
+            except OSError as error:
+                self._retry_at = self._clock() + RETRY_S
+                self._tell(f"{self._spool.folder}: {error.strerror or error}")
+                return
+            self._ledger.results.done(result.seq)
             self._told = ""
 
     def _tell(self, reason: str) -> None:
@@ -72,9 +71,11 @@ class Spooler:
         if due.scope == "slide":
             document["patches"] = self._patches(due.profile_sha256, SlideKey(due.patient, due.slide))
         else:
-            finals = self._ledger.finals(due.profile_sha256)
+            # Of finals from before the site wanted results as files there is no report that could be named.
             document["slides"] = [
-                (row.slide, row.event_id) for row in finals if (row.scope, row.patient) == ("slide", due.patient)
+                (row.slide, row.event_id)
+                for row in self._ledger.finals(due.profile_sha256, due.patient)
+                if row.scope == "slide" and row.at >= due.study_at
             ]
         return json.dumps(document, separators=(",", ":"))
 
@@ -86,10 +87,10 @@ class Spooler:
         ]
 
 
-def spooling(settings: Settings, profile: Profile, ledger: Ledger) -> Callable[[], None]:
-    """What the SENDER room calls to keep results for `dicom-out`; does nothing when the site wants no DICOM."""
+def spooling(settings: Settings, profile: Profile, ledger: Ledger) -> Callable[[int], None]:
+    """What keeps up to so many results for `dicom-out`; does nothing when the site wants no DICOM."""
     if settings.dicom_out.folder is None:
-        return lambda: None
+        return lambda _: None
     layout = MODALITIES[profile.modality].patch_layout(profile)
     origin = Origin(
         version=version("spinextract-agent"),

@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 DEFAULT_ROOT = "srh/v1"
 HEALTH_EXPIRY_S = 60
 CURRENT_EXPIRY_S = 900
+MAX_REPLY_LEVELS = 16
+"""Levels below `reply/` that a requester may ask for."""
 _WILD = frozenset("+#\x00")
 _FORBIDDEN = _WILD | {"/"}
 
@@ -130,7 +132,9 @@ class Topics:
         """Whether a requester may have its answer there: below `reply/`, or anybody could make us speak anywhere."""
         prefix = f"{self.base}/reply/"
         below = topic.removeprefix(prefix)
-        return topic.startswith(prefix) and below != "" and len(topic) <= 1024 and not _WILD.intersection(below)
+        # mosquitto takes more than 200 levels, and others what cannot be printed, for an error and disconnects us.
+        is_plain = below.isprintable() and below.count("/") < MAX_REPLY_LEVELS and not _WILD.intersection(below)
+        return topic.startswith(prefix) and below != "" and len(topic) <= 1024 and is_plain
 
 
 def final_event_id(profile_sha256: str, scope: str, patient: str, slide: str, revision: int) -> str:

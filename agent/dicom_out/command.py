@@ -94,8 +94,7 @@ def _once(exporter: Exporter, as_json: bool) -> int:
 
 def _until_stopped(exporter: Exporter, as_json: bool) -> int:
     stop = threading.Event()
-    old = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with host.on_signals({signal.SIGTERM: stop.set, signal.SIGINT: stop.set}):
         host.notify("READY=1")
         while not stop.is_set():
             for outcome in exporter.turn():
@@ -104,9 +103,6 @@ def _until_stopped(exporter: Exporter, as_json: bool) -> int:
                 if stop.is_set():
                     break
             stop.wait(POLL_S)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
     return 0
 
 

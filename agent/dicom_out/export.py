@@ -7,6 +7,7 @@ and UIDs. Knows no settings and no DICOM.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +85,16 @@ class Exporter:
         self._disk, self._service = Pause(clock), Pause(clock)
         self._written: set[str] = set()
         """Results whose files are in the folder, and that wait for the service."""
+        self._failures: Counter[str] = Counter()
+        """Of results that wait: how often they could not be written or sent."""
         self._log = structlog.get_logger("dicom_out")
 
     def turn(self) -> Iterator[Outcome]:
-        """Deal with everything that waits, as far as disk and service allow it now."""
-        for path in self._spool.waiting():
+        """Deal with everything that waits, as far as disk and service allow it now.
+
+        What has failed more often comes later: one result that makes the service stumble must not hold up the rest.
+        """
+        for path in sorted(self._spool.waiting(), key=lambda path: self._failures[path.name]):
             if self._disk.lasts or (self._service.lasts and path.name in self._written):
                 yield Outcome(path.stem, "waiting", reason=self._disk.reason or self._service.reason)
                 continue
@@ -144,7 +150,7 @@ class Exporter:
 
     def _finish(self, path: Path, result: SpooledResult, files: list[str]) -> None:
         self._spool.remove(path)
-        self._written.discard(path.name)
+        self._forget(path)
         final = result.final
         self._log.info(
             "result_written",
@@ -158,14 +164,19 @@ class Exporter:
         )
 
     def _wait(self, path: Path, pause: Pause, reason: str, files: tuple[str, ...] = ()) -> Outcome:
+        self._failures[path.name] += 1
         # Told once per reason: a service that is away for a night must not fill the journal.
         if pause.begin(reason):
             self._log.warning("results_wait", event_id=path.stem, reason=reason)
         return Outcome(path.stem, "waiting", files, reason)
 
+    def _forget(self, path: Path) -> None:
+        self._written.discard(path.name)
+        del self._failures[path.name]
+
     def _set_aside(self, path: Path, reason: str, files: tuple[str, ...] = ()) -> Outcome:
         aside = self._spool.set_aside(path, reason)
-        self._written.discard(path.name)
+        self._forget(path)
         self._log.error("result_set_aside", event_id=path.stem, reason=reason, kept=str(aside))
         return Outcome(path.stem, "refused", files, reason)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.catch_up import PATCHES_A_MESSAGE, CatchUp
-from agent.command_desk import REMEMBERED, REPLAY_PAUSE_S, CommandDesk
+from agent.command_desk import MOST_A_SECOND, REMEMBERED, REPLAY_PAUSE_S, CommandDesk
 from agent.commands import COMMANDS
 from agent.engine import Choice
 from agent.ledger import CountedPatch, Ledger, Record
@@ -164,6 +165,7 @@ def test_a_refused_request_may_be_repeated(office: Office) -> None:
 def test_only_the_latest_requests_are_remembered(office: Office) -> None:
     """The memory is bounded: the oldest of more than 100 is forgotten first."""
     for number in range(REMEMBERED + 1):
+        office.now += 1
         office.ask("close-patient", json.dumps({"request_id": f"r{number}"}))
     office.ask("close-patient", '{"request_id": "r1"}')
     assert len(office.closings) == REMEMBERED + 1
@@ -250,6 +252,26 @@ def test_a_replay_of_nothing(office: Office) -> None:
     assert [message.kind for message in said] == ["status", "reply"]
     (reply,) = said_by(said, "reply")
     assert reply["ok"] and reply["result"] == {"patient": None, "retained": 1, "patches": 0}
+
+
+def test_a_replay_reads_a_slide_when_its_turn_has_come(office: Office) -> None:
+    """Nothing is held for a slow network: what is counted meanwhile is said, too."""
+    tell(office.ledger, "p1", {"s1": 3})
+    answer = office.desk.take(Command("replay-state", b""))
+    late = CountedPatch(PatchKey("p1", "s1", 7, 0, 0), None, "empty")
+    office.ledger.append(Record(PROFILE.sha256, (late,)))
+    assert said_by([*answer.messages], "reply")[0]["result"]["patches"] == 3
+    assert [len(body["x"]) for body in said_by([*(answer.trickle or ())], "slide.patches")] == [4]
+
+
+def test_a_flood_is_not_answered(office: Office) -> None:
+    """Replies go before results: of more commands in a second than anybody needs, the rest is dropped and told."""
+    with capture_logs() as logs:
+        replies = [office.ask("engine") for _ in range(1000)]
+    assert [len(said) for said in replies] == [1] * MOST_A_SECOND + [0] * (1000 - MOST_A_SECOND)
+    assert [log["event"] for log in logs] == ["command"] * MOST_A_SECOND + ["commands_dropped"]
+    office.now += 1
+    assert office.reply("engine")["ok"]
 
 
 def test_replays_are_rationed(office: Office) -> None:

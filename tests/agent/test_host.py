@@ -17,6 +17,25 @@ from agent.host import notify, rss_bytes, watchdog_interval_s
 ROOT = Path(__file__).parents[2]
 
 
+def test_a_signal_while_the_main_thread_waits_hangs_nothing() -> None:
+    """Signals that come in the middle of waiting for the Event that they set, thousands of times; in a handler, that
+    would wait for ever sooner or later. Afterwards the old handler is back.
+    """
+    code = """
+    import os, signal, threading
+    from agent.host import on_signals
+    for _ in range(1500):
+        came = threading.Event()
+        with on_signals({signal.SIGTERM: came.set}):
+            threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGTERM)).start()
+            while not came.is_set():
+                came.wait(1e-5)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("abstract", [False, True])
 def test_notify_reaches_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     """A datagram with the state arrives at $NOTIFY_SOCKET, be it a path or (leading @) an abstract socket."""

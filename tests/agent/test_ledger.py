@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -167,7 +168,11 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             assert list(self.ledger.restore(profile)) == sorted(
                 self.patches[profile].values(), key=lambda each: each.key
             )
-            assert self.ledger.finals(profile) == [row for _, row in sorted(self.finals[profile].items())]
+            finals = [row for _, row in sorted(self.finals[profile].items())]
+            assert self.ledger.finals(profile) == finals
+            assert self.ledger.finals(profile, "p") == [row for row in finals if row.patient == "p"]
+            slides = Counter(key.of_slide for key in self.patches[profile])
+            assert all(self.ledger.count(profile, slide) == count for slide, count in slides.items())
         rows = self.ledger.unsent(0, 1000)
         assert [row.message for row in rows] == self.outbox
         assert [row.seq for row in rows] == sorted({row.seq for row in rows})

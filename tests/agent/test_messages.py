@@ -134,12 +134,14 @@ def test_a_late_will_is_older_than_a_birth(boot_seq: int, minutes: int, older: b
 
 
 def test_replies_go_below_reply_only() -> None:
-    """A Response Topic is honoured below reply/, and nowhere else: not beside it, not with wildcards."""
+    """A Response Topic is honoured below reply/, and nowhere else: not beside it, not with wildcards, and not where
+    a broker would take our answer for an error and disconnect us."""
     base = "srh/v1/berlin/srh-1"
     assert TOPICS.may_reply_at(f"{base}/reply/engine") and TOPICS.may_reply_at(f"{base}/reply/me/1")
     for topic in (
         "", "$SYS/x", "other/reply/x", f"{base}/reply", f"{base}/reply/", f"{base}/status", f"{base}/replyx/y",
         f"{base}/reply/+", f"{base}/reply/a/#", f"{base}/reply/x\x00", f"{base}/reply/" + "x" * 2000,
+        f"{base}/reply/" + "/" * 200, f"{base}/reply/x\x01", f"{base}/reply/x\x85", f"{base}/reply/x\uffff",
     ):  # fmt: skip
         assert not TOPICS.may_reply_at(topic), topic
 

@@ -20,6 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.command_desk import Answer
+from agent.delivery import MAX_DIRECT, Delivery
 from agent.errors import LedgerError
 from agent.handover import Cancelled, CancelToken, Handover
 from agent.ledger import CountedPatch, Ledger, Record
@@ -260,6 +261,21 @@ def test_a_broker_that_never_acknowledges_cannot_hold_up_the_end(room: Rooms) ->
         assert [row.message.event_id for row in ledger.unsent()] == ["final-1"]
 
 
+def test_an_end_before_the_birth_leaves_no_will(room: Rooms) -> None:
+    """Stopped while the broker's answer is on its way, a session says goodbye: nobody is told that it was lost."""
+    received = bytearray()
+
+    def never_answer(connection: socket.socket) -> None:
+        while data := connection.recv(4096):
+            received.extend(data)
+
+    with listening(never_answer) as port:
+        it = room(port)
+        wait_until(lambda: b"offline" in received, "the CONNECT with its will")
+        it.end()
+        wait_until(lambda: received.endswith(b"\xe0\x00"), "DISCONNECT")
+
+
 def test_no_more_in_flight_than_the_broker_takes(room: Rooms) -> None:
     """A broker that takes two unacknowledged messages and acknowledges none is given two: birth and one final."""
     received = bytearray()
@@ -391,6 +407,16 @@ def test_commands_reach_their_handler(room: Rooms, mosquitto: Brokers, listen: L
     wait_until(lambda: listener.event_ids("/reply/close-patient") == ["reply"], "the answer arrives")
     assert given == [("close-patient", b"{}")]
     it.end()
+
+
+def test_what_is_said_directly_is_bounded(tmp_path: Path) -> None:
+    """A broker that acknowledges nothing cannot make the room keep more and more replies and births."""
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    delivery = Delivery(ledger, Session(MqttSettings(), client_id="room", will=status("offline")))
+    delivery.begin(16, [status("online")])
+    delivery.say(*[message("reply/engine", "reply", kind="reply", durable=False)] * (MAX_DIRECT + 10))
+    assert delivery.measures.dropped == 11
+    ledger.close()
 
 
 def test_a_repetition_drops_nothing_that_is_new(room: Rooms, mosquitto: Brokers, listen: Listeners) -> None:

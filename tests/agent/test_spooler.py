@@ -16,7 +16,7 @@ from agent.outlets import DicomOutSettings
 from agent.profile_folder import load_profile_folder
 from agent.results import PatientFinal, SlideFinal
 from agent.settings import Settings
-from agent.spool import Spool, SpooledPatch, SpooledResult
+from agent.spool import MOST_WAITING, Spool, SpooledPatch, SpooledResult
 from agent.spooler import RETRY_S, Spooler, spooling
 from agent.topics import Topics
 from models.contract import PatchKey
@@ -91,7 +91,7 @@ def test_a_patients_final_names_the_finals_of_the_slides(ledger: Ledger, spool: 
     spooler = Spooler(ledger, spool, ORIGIN)
     ledger.append(said())
     ledger.append(said("patient", "b" * 32))
-    spooler.look()
+    spooler.look(2)
     result = read(spool)["b" * 32]
     assert [tuple(slide) for slide in result.slides] == [(SLIDE, EVENT)]
     assert result.patches == ()
@@ -102,7 +102,7 @@ def test_every_result_of_a_patient_names_the_same_beginning(ledger: Ledger, spoo
     spooler = Spooler(ledger, spool, ORIGIN)
     ledger.append(said())
     ledger.append(said(event_id="2" * 32, revision=2))
-    spooler.look()
+    spooler.look(2)
     results = read(spool)
     assert {result.study_at for result in results.values()} == {MOMENT + timedelta(days=1)}
     assert results["2" * 32].final.supersedes == "e" * 32
@@ -147,12 +147,46 @@ def test_a_spool_that_cannot_be_written_stops_nothing(ledger: Ledger, spool: Spo
 
 
 def test_more_results_than_one_query_takes(ledger: Ledger, spool: Spool) -> None:
-    """A backlog is worked off in one look."""
+    """Messages wait while a result is written, so a look takes one; the last look before the end takes all."""
     spooler = Spooler(ledger, spool, ORIGIN)
     for number in range(40):
         ledger.append(said(event_id=f"{number:032}", revision=1))
     spooler.look()
+    assert [path.stem for path in spool.waiting()] == [f"{0:032}"]
+    spooler.look(MOST_WAITING)
     assert len(spool.waiting()) == 40
+
+
+def test_a_spool_that_nobody_empties_is_bounded(ledger: Ledger, spool: Spool) -> None:
+    """A dicom-out that never runs cannot fill the disk: the rest waits in the ledger, is told, and follows later."""
+    now = [0.0]
+    spooler = Spooler(ledger, spool, ORIGIN, clock=lambda: now[0])
+    for number in range(MOST_WAITING - 1):
+        spool.folder.mkdir(exist_ok=True)
+        (spool.folder / f"{number}.json").touch()
+    for event_id in ("a" * 32, "b" * 32):
+        ledger.append(said(event_id=event_id))
+    with capture_logs() as logs:
+        for _ in range(4):
+            spooler.look()
+            now[0] += RETRY_S
+    assert [log["event"] for log in logs] == ["results_wait_in_the_ledger"]
+    assert "is dicom-out running?" in logs[0]["reason"]
+    assert len(spool.waiting()) == MOST_WAITING
+    spool.remove(spool.folder / "0.json")
+    spooler.look()
+    assert (spool.folder / f"{'b' * 32}.json").exists()
+
+
+def test_a_patients_final_names_no_report_that_nobody_wrote(ledger: Ledger, spool: Spool) -> None:
+    """A slide that was final before the site wanted results as files has no report to refer to."""
+    before = FinalRow("slide", PATIENT, "earlier", 1, "9" * 32, "f", at=MOMENT.timestamp())
+    ledger.append(Record(SHA, finals=(before,)))
+    spooler = Spooler(ledger, spool, ORIGIN)
+    ledger.append(said())
+    ledger.append(said("patient", "b" * 32))
+    spooler.look(2)
+    assert [slide.slide for slide in read(spool)["b" * 32].slides] == [SLIDE]
 
 
 def test_without_a_folder_for_dicom_nothing_is_kept(ledger: Ledger, tmp_path: Path) -> None:
@@ -160,8 +194,8 @@ def test_without_a_folder_for_dicom_nothing_is_kept(ledger: Ledger, tmp_path: Pa
     settings = Settings(folder=tmp_path / "imager", state_dir=tmp_path, profile=PROFILE)
     look = spooling(settings, load_profile_folder(PROFILE).spec, ledger)
     ledger.append(said())
-    look()
-    assert ledger.results.due() == []
+    look(1)
+    assert ledger.results.due(1) == []
     assert not (tmp_path / "results").exists()
 
 
@@ -174,7 +208,7 @@ def test_the_origin_is_the_settings_and_the_profiles(ledger: Ledger, tmp_path: P
     spec = load_profile_folder(PROFILE).spec
     look = spooling(settings, spec, ledger)
     ledger.append(said())
-    look()
+    look(1)
     (path,) = (tmp_path / "results").glob("*.json")
     origin = json.loads(path.read_text())["origin"]
     assert (origin["site"], origin["intended_use"]) == ("theatre", spec.intended_use)

@@ -128,6 +128,26 @@ def test_what_is_not_obeyed_is_answered_too(broker: Mosquitto, start: Callable[.
         assert "DOE" not in said and "make-coffee" not in said
 
 
+def test_hostile_commands_hold_up_nothing(
+    phantom: Path, broker: Mosquitto, listener: Listener, start: Callable[..., AgentProcess]
+) -> None:
+    """Thousands of commands at once, and a response topic that the broker would disconnect us for: the connection
+    stays, results come, few of the thousands are answered, and whoever asks afterwards is."""
+    agent = start(mqtt={"commands": ALL})
+    wait_until(lambda: f"{BASE}/cmd/+ (QoS" in broker.log.read_text(), "subscribed")
+    publish = [need("mosquitto_pub", "mosquitto-clients"), "-p", str(broker.port), "-t", f"{BASE}/cmd/engine"]
+    too_deep = ["-V", "5", "-D", "publish", "response-topic", f"{BASE}/reply/" + 200 * "/"]
+    subprocess.run([*publish, *too_deep, "-m", "{}"], check=True)
+    wait_until(lambda: listener.bodies("/reply/engine"), "the reply where replies go by default")
+    subprocess.run([*publish, "-l"], input='{"use": "x"}\n' * 5000, text=True, check=True)
+    for name, content in files_of(phantom).items():
+        append(agent.folder, name, content)
+    wait_until(lambda: finals(listener, "slide"), "the slide's final", FINAL_S)
+    assert len(listener.bodies("/reply/engine")) < 200 and agent.events("commands_dropped")
+    wait_until(lambda: ask(broker.port, "engine")["ok"], "an answer")
+    assert len(listener.bodies("/status")) == 1, "never disconnected"
+
+
 def test_with_3_1_1_the_request_id_matches_reply_and_command(
     broker: Mosquitto, start: Callable[..., AgentProcess]
 ) -> None:
@@ -195,7 +215,8 @@ def test_a_late_will_cannot_kill_a_new_session(
     old.signal(signal.SIGSTOP)
     # The same machine would find its ledger locked; here another one takes over, with a ledger that is ahead.
     new = start("second", mqtt={"client_id": "second"})
-    for _ in range(2):
+    for births in (2, 3):
+        wait_until(lambda: len(listener.bodies("/status")) == 2 * births - 2, "the last birth")  # noqa: B023
         assert new.stop() == 0
         new.start()
     wait_until(lambda: listener.bodies("/status")[-1]["boot_seq"] == 3, "the new session's birth")

@@ -206,7 +206,7 @@ def test_sigterm_finishes_what_is_in_hand(
     agents.append(agent.start())
     for name, content in list(files_of(phantom).items())[:2]:
         append(agent.folder, name, content)
-    wait_until(lambda: listener.bodies("/posterior"), "a first posterior")
+    wait_until(lambda: any(body["counts"]["seen"] for body in listener.bodies("/posterior")), "a first posterior")
     started = time.monotonic()
     assert agent.stop() == 0
     assert time.monotonic() - started < 12
