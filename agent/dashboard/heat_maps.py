@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agent.results import SlidePatches
 
@@ -15,6 +16,16 @@ MAX_PX = 1 << 31
 """A cell farther out is no cell."""
 OTHER = "other"
 """Stands for every reason beyond MAX_REASONS."""
+
+
+class Seen(NamedTuple):
+    """A slide, and what its newest result says of it."""
+
+    slide: str
+    patches: int
+    """Seen, used or not."""
+    ended: bool
+
 
 Cell = tuple[int, int, int, int, int]
 """Serial number, x and y on the slide, code, confidence."""
@@ -35,6 +46,8 @@ class HeatMap:
     cells: dict[tuple[int, int, int], Cell] = field(default_factory=dict)
     serial: int = 0
     """Of the newest cell."""
+    told: int = 0
+    """Patches up to the latest message, by its own account."""
 
     def fits(self, patches: SlidePatches) -> bool:
         """Whether these patches are on the same grid and of the same classes."""
@@ -43,6 +56,7 @@ class HeatMap:
 
     def add(self, patches: SlidePatches, serials: Iterator[int]) -> None:
         """Take the cells; one that is known is replaced."""
+        self.told = max(self.told, patches.before + len(patches.strip))
         codes = [self._code(reason) for reason in patches.reasons]
         rows = zip(patches.strip, patches.x, patches.y, patches.predicted, patches.confidence, strict=True)
         for strip, x, y, predicted, confidence in rows:
@@ -103,10 +117,14 @@ class HeatMaps:
         held = self._held.get(slide)
         return 0 if held is None else len(held.cells)
 
-    def missing(self, seen: Iterable[tuple[str, int]]) -> int:
+    def missing(self, seen: Sequence[Seen]) -> int:
         """Cells that could be held and are not, of slides with so many patches seen (the newest slides last)."""
-        could = list(seen)[-MAX_SLIDES:]
-        return sum(max(0, min(patches, MAX_CELLS) - self.known(slide)) for slide, patches in could)
+        return sum(max(0, min(self._due(slide), MAX_CELLS) - self.known(slide.slide)) for slide in seen[-MAX_SLIDES:])
+
+    def _due(self, slide: Seen) -> int:
+        """Cells that should be here. A running slide's latest patches may still wait for others to be told with."""
+        held = self._held.get(slide.slide)
+        return slide.patches if held is None or slide.ended else held.told
 
     def __iter__(self) -> Iterator[HeatMap]:
         """The heat maps; the one that was added to last comes last."""

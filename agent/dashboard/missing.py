@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from agent.dashboard.heard import Now
 
-LASTS_S = 2.0
-"""Cells that are missing for so long will not come by themselves."""
+LASTS_S = 6.0
+"""Cells that are missing for so long will not come by themselves: the agent lets them wait for five seconds."""
 FETCH_AFTER_S = 1.0
 """What the broker keeps should have come by then."""
 FETCH_PAUSE_S = 5.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.dashboard.answers import Answers, Final
 from agent.dashboard.heard import Heard, Now, as_json, day_of
+from agent.dashboard.heat_maps import Seen
 from agent.dashboard.labels import Labels, Sight, earlier, in_order
 from agent.results import PatientFinal, PatientPosterior, Result, SlideFinal, SlidePosterior
 
@@ -93,10 +94,13 @@ class Patients:
         newest = self._of(patient).slides.get(slide, Answers()).newest(skew_s)
         return None if newest is None else newest.body
 
-    def seen(self, patient: str | None, skew_s: float) -> list[tuple[str, int]]:
+    def seen(self, patient: str | None, skew_s: float) -> list[Seen]:
         """Slides of a patient by first sight, and the patches seen of each."""
         results = ((name, self.result(patient, name, skew_s)) for name in self._of(patient).in_order(skew_s))
-        return [(name, 0 if result is None else result.counts.seen) for name, result in results]
+        return [
+            Seen(name, 0, False) if result is None else Seen(name, result.counts.seen, result.state != "receiving")
+            for name, result in results
+        ]
 
     def slides_told(self, patient: str | None, skew_s: float) -> int:
         """How many slides the patient has, by the patient's own result."""

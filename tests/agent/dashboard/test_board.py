@@ -442,6 +442,25 @@ def test_a_whole_heat_map_is_not_asked_for() -> None:
     assert not screen.forward(LASTS_S + 1).board.wants_replay(screen.clock.now())
 
 
+def test_patches_that_wait_to_be_told_are_no_hole() -> None:
+    """A running slide has seen more than it has told; a message that speaks of patches before it shows a hole."""
+    screen = holes(Screen())
+    screen.hear(screen.agent.patches("p", "s", strip=0, rows=5))
+    for _ in range(3):
+        assert not screen.forward(LASTS_S).board.wants_replay(screen.clock.now())
+    screen.hear(screen.agent.patches("p", "s", strip=1, rows=5, before=21))
+    assert not screen.board.wants_replay(screen.clock.now())
+    assert screen.forward(LASTS_S).board.wants_replay(screen.clock.now())
+
+
+def test_the_last_patches_of_a_slide_that_ended_are_asked_for() -> None:
+    """Nothing comes after them that could show the hole."""
+    screen = holes(Screen())
+    screen.hear(screen.agent.patches("p", "s", strip=0, rows=5), screen.agent.slide_final("p", "s"))
+    assert not screen.board.wants_replay(screen.clock.now())
+    assert screen.forward(LASTS_S).board.wants_replay(screen.clock.now())
+
+
 def test_a_slide_that_the_patients_result_counts_and_nobody_told_is_asked_for() -> None:
     """The patient's posterior speaks of two slides; only one is known, with its whole heat map."""
     screen = Screen()
