@@ -27,7 +27,7 @@ from models.domain import MARKS, Marks
 
 _UNSENT = """
     SELECT seq, topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM outbox
-    WHERE seq > ? AND expires_at > ? ORDER BY seq LIMIT ?"""
+    WHERE seq > ? AND (expires_at > ? OR NOT coalesce) ORDER BY seq LIMIT ?"""
 _RETAINED = """
     SELECT topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM retained
     WHERE expires_at > ? AND (? OR topic NOT IN (SELECT topic FROM outbox)) ORDER BY seq"""
@@ -45,6 +45,8 @@ __all__ = ["CountedPatch", "FinalRow", "Ledger", "OutboxRow", "Record"]
 
 RETAINED_KEPT = 1000
 """Latest retained topics that are published again on a connect; older ones are the broker's to keep."""
+LATE_S = 86_400
+"""A final that could only be sent after its time stays at the broker for so long."""
 
 
 class Ledger:
@@ -126,7 +128,8 @@ class Ledger:
     def unsent(self, after_seq: int = 0, limit: int = 16) -> list[OutboxRow]:
         """The oldest unacknowledged messages with seq > after_seq, in the order in which they were appended.
 
-        Messages that expired while waiting are left out (and removed by the next `forget_expired`).
+        State that expired while waiting is left out (and removed by the next `forget_expired`); a final waits for as
+        long as it takes.
         """
         with explained(self.path):
             rows = self._db.execute(_UNSENT, (after_seq, self._clock(), limit)).fetchall()
@@ -138,9 +141,9 @@ class Ledger:
             self._db.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
 
     def forget_expired(self) -> None:
-        """Remove messages whose time is over."""
+        """Remove state whose time is over."""
         with self._write():
-            self._db.execute("DELETE FROM outbox WHERE expires_at <= ?", (self._clock(),))
+            self._db.execute("DELETE FROM outbox WHERE expires_at <= ? AND coalesce", (self._clock(),))
             self._db.execute("DELETE FROM retained WHERE expires_at <= ?", (self._clock(),))
 
     def retained(self, *, waiting: bool = False) -> list[Message]:
@@ -201,7 +204,8 @@ class Ledger:
     def _message(self, row: Sequence[Any]) -> Message:
         topic, payload, event_id, kind, qos, retain, coalesce, expires_at = row
         # What is left of its time, at least a second: the broker takes whole seconds, and 0 would be odd.
-        expiry_s = None if math.isinf(expires_at) else max(1, math.ceil(expires_at - self._clock()))
+        least_s = 1 if coalesce else LATE_S
+        expiry_s = None if math.isinf(expires_at) else max(least_s, math.ceil(expires_at - self._clock()))
         return Message(topic, payload, event_id, kind, qos, bool(retain), bool(coalesce), True, expiry_s)
 
 

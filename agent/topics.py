@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 DEFAULT_ROOT = "srh/v1"
 HEALTH_EXPIRY_S = 60
 CURRENT_EXPIRY_S = 900
+RESULT_EXPIRY_S = 30 * 86_400
+"""A broker that kept every result for ever would tell each new screen all of them."""
 MAX_REPLY_LEVELS = 16
 """Levels below `reply/` that a requester may ask for."""
 _WILD = frozenset("+#\x00")
@@ -74,11 +76,11 @@ ROUTES: dict[str, Route] = {
         Route(Status, "status", durable=False),
         Route(Health, "health", qos=0, durable=False, expiry_s=HEALTH_EXPIRY_S),
         Route(Current, "current", coalesce=True, expiry_s=CURRENT_EXPIRY_S),
-        Route(SlidePosterior, "slide/{slide}/posterior", coalesce=True),
-        Route(PatientPosterior, "patient/{patient}/posterior", coalesce=True),
+        Route(SlidePosterior, "slide/{slide}/posterior", coalesce=True, expiry_s=RESULT_EXPIRY_S),
+        Route(PatientPosterior, "patient/{patient}/posterior", coalesce=True, expiry_s=RESULT_EXPIRY_S),
         Route(SlidePatches, "slide/{slide}/patches", qos=0, retain=False, durable=False),
-        Route(SlideFinal, "slide/{slide}/final"),
-        Route(PatientFinal, "patient/{patient}/final"),
+        Route(SlideFinal, "slide/{slide}/final", expiry_s=RESULT_EXPIRY_S),
+        Route(PatientFinal, "patient/{patient}/final", expiry_s=RESULT_EXPIRY_S),
         Route(Alert, "alert", retain=False),
         # Whoever asked waits for it now, and may ask again under the same request_id.
         Route(Reply, "reply/{verb}", retain=False, durable=False),

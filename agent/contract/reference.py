@@ -58,7 +58,7 @@ def _travel(route: Route) -> tuple[str, str, str]:
     return (
         str(route.qos),
         "yes" if route.retain else "no",
-        "never" if route.expiry_s is None else f"{route.expiry_s} s",
+        _time(route.expiry_s),
     )
 
 
@@ -111,3 +111,10 @@ def _scalar(field: Schema) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _time(expiry_s: int | None) -> str:
+    if expiry_s is None:
+        return "never"
+    days, rest_s = divmod(expiry_s, 86_400)
+    return f"{expiry_s} s" if rest_s else f"{days} days"

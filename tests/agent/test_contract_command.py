@@ -37,7 +37,7 @@ def test_without_a_folder_the_contract_is_printed(capsys: pytest.CaptureFixture[
     assert main(["contract"]) == 0
     said = capsys.readouterr().out
     assert said == contract_files(Place())["reference.md"]
-    assert "| `slide/{slide}/final` | 1 | yes | never |" in said
+    assert "| `slide/{slide}/final` | 1 | yes | 30 days |" in said
 
 
 def test_the_topics_are_those_of_the_settings(

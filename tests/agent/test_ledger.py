@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent.errors import LedgerError
-from agent.ledger import RETAINED_KEPT, CountedPatch, FinalRow, Ledger, Record
+from agent.ledger import LATE_S, RETAINED_KEPT, CountedPatch, FinalRow, Ledger, Record
 from agent.ledger_file import MIGRATIONS
 from agent.topics import Message
 from models.contract import PatchKey
@@ -248,6 +248,18 @@ def test_expired_messages_are_not_sent(tmp_path: Path) -> None:
     assert ledger.outbox_length() == 1
     ledger.forget([row.seq for row in ledger.unsent()])
     assert [kept.event_id for kept in ledger.retained()] == ["f"]
+    ledger.close()
+
+
+def test_a_final_waits_longer_than_its_time_at_the_broker(tmp_path: Path) -> None:
+    """Nothing is lost to a broker that was away for months: a final is sent then, and kept there for a day."""
+    now = 1000.0
+    ledger = Ledger.open(tmp_path / "ledger.db", clock=lambda: now)
+    ledger.append(Record(A, messages=(message("t/final", "f", expiry_s=2_592_000),)))
+    assert [row.message.expiry_s for row in ledger.unsent()] == [2_592_000]
+    now += 9_000_000
+    ledger.forget_expired()
+    assert [(row.message.event_id, row.message.expiry_s) for row in ledger.unsent()] == [("f", LATE_S)]
     ledger.close()
 
 

@@ -114,7 +114,8 @@ def test_the_wire_contract(kind: str, topic: str, qos: int, retain: bool, coales
     assert message.topic == f"srh/v1/berlin/srh-1/{topic}"
     assert (message.qos, message.retain, message.coalesce, message.durable) == (qos, retain, coalesce, durable)
     assert (message.event_id, message.kind, message.schema) == (payload.event_id, kind, f"{kind}.v1")
-    assert (message.expiry_s is not None) == (kind in ("health", "current"))
+    expires = {"health", "current", "slide.posterior", "patient.posterior", "slide.final", "patient.final"}
+    assert (message.expiry_s is not None) == (kind in expires)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def topics_of(base: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", topics_of("x"))
 def test_who_may_do_what(name: str) -> None:
-    """The agent writes what it says, the operator commands, the dashboard asks to be told again; each reads its own."""
+    """The agent writes what it says, the operator commands, the dashboard asks again; each reads what is for it."""
     rules, topic = access_rules(PLACE), topics_of("srh/v1/berlin/srh-1")[name]
     is_command = name.startswith("cmd.")
     assert allowed(rules, "srh agent", "write", topic) == (not is_command)
