@@ -152,7 +152,8 @@ class Link:
             inbox.tell(Linked())
 
     def _on_disconnect(self, _: object, __: object, ___: object, reason: ReasonCode, ____: object) -> None:
-        self.reason = self.reason or str(reason)
+        unspecified = "the connection ended" if str(reason) == "Unspecified error" else str(reason)
+        self.reason = self.reason or unspecified
 
     def _on_log(self, _: object, __: object, level: int, said: str) -> None:
         if level == paho.MQTT_LOG_ERR:  # paho tells what the socket or TLS said here, and nowhere else

@@ -8,13 +8,16 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from agent.doctor.finding import Finding, is_there
 from agent.settings import Settings
+from agent.spool import ASIDE, FOLDER
 
 TIMEOUT_S = 2.0
 LONGEST_ANSWER_BYTES = 1 << 16
+MANY_WAITING = 20
 
 
 def look_at_ports(settings: Settings) -> Iterator[Finding]:
@@ -95,8 +98,23 @@ def look_at_dicom(settings: Settings) -> Iterator[Finding]:
         yield Finding("dicom_out", "fail", f"{folder} cannot be written", why, f"chown spinextract {folder}")
     else:
         yield Finding("dicom_out", "ok", str(folder))
+    yield from _spool(settings.state_dir / FOLDER)
     if url is not None:
         yield _stow(url)
+
+
+def _spool(spool: Path) -> Iterator[Finding]:
+    """Finals that `dicom-out` has not taken yet, and those that it could not use."""
+    waiting, aside = (len(list(folder.glob("*.json"))) for folder in (spool, spool / ASIDE))
+    if waiting > MANY_WAITING:
+        mend = "systemctl status spinextract-dicom-out; journalctl -u spinextract-dicom-out"
+        yield Finding("dicom_spool", "warn", f"{waiting} results wait in {spool}", "dicom-out may not run", mend)
+    else:
+        yield Finding("dicom_spool", "ok", f"{waiting} results wait")
+    if aside:
+        why = "these results have become no DICOM objects"
+        mend = f"read the reasons in {spool / ASIDE}, then move the results back to {spool} or delete them"
+        yield Finding("dicom_spool", "warn", f"{aside} results were set aside", why, mend)
 
 
 def _stow(url: str) -> Finding:

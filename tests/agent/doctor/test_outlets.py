@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.doctor.outlets import look_at_dicom, look_at_ports
+from agent.doctor.outlets import MANY_WAITING, look_at_dicom, look_at_ports
 from agent.metrics import serve_metrics
+from agent.spool import ASIDE, FOLDER
 from tests.agent.doctor.site import Site, only
 from tests.agent.test_metrics import health
 from tests.brokers import free_port
@@ -83,6 +84,22 @@ def test_dicom_results_need_a_folder(site: Site) -> None:
     assert only(site.look(look_at_dicom, dicom_out={"folder": str(folder)}), "dicom_out").verdict == "warn"
     folder.mkdir()
     assert only(site.look(look_at_dicom, dicom_out={"folder": str(folder)}), "dicom_out").verdict == "ok"
+
+
+def test_results_that_nobody_takes_are_told(site: Site) -> None:
+    """A few waiting results are normal, many mean that dicom-out does not run; refused ones name their folder."""
+    folder = site.home / "dicom"
+    folder.mkdir()
+    asked = {"dicom_out": {"folder": str(folder)}}
+    assert only(site.look(look_at_dicom, **asked), "dicom_spool").verdict == "ok"
+    spool = site.state / FOLDER
+    (spool / ASIDE).mkdir(parents=True)
+    for number in range(MANY_WAITING + 1):
+        (spool / f"{number}.json").write_text("{}")
+    (spool / ASIDE / "bad.json").write_text("{}")
+    waiting, aside = site.look(look_at_dicom, **asked)["dicom_spool"]
+    assert (waiting.verdict, aside.verdict) == ("warn", "warn")
+    assert f"{MANY_WAITING + 1} results" in waiting.found and str(spool / ASIDE) in aside.mend
 
 
 def test_the_archive_is_asked_for_a_connection(site: Site, stranger: int) -> None:
