@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from agent.contract.schemas import payload_schemas
+from tests.brokers import free_port, need, wait_until
 from tests.system.processes import PROFILE, ROOT, command
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -50,6 +54,33 @@ def test_the_headless_demo_ends_by_itself_and_is_right(tmp_path: Path) -> None:
     assert again.returncode == 2 and "not empty" in again.stderr
 
 
+def test_every_payload_of_the_demo_fits_its_schema(tmp_path: Path) -> None:
+    """mosquitto_sub at the demo's own broker hears the whole run; each payload is valid and small."""
+    profile, heard, port = tmp_path / "profile", tmp_path / "heard", free_port()
+    shutil.copytree(PROFILE, profile)
+    words = ["--headless", "--rate", "20", "--slides", "1", "--profile", str(profile), "--port", str(port)]
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "agent", "demo", *words], stdout=subprocess.DEVNULL, cwd=ROOT
+        ) as demo,
+        heard.open("wb") as sink,
+    ):
+        wait_until(lambda: accepts(port), "the demo's broker", 60)
+        client = [need("mosquitto_sub", "mosquitto-clients"), "-V", "311", "-p", str(port), "-t", "srh/v1/#"]
+        with subprocess.Popen(client, stdout=sink) as listener:
+            assert demo.wait(120) == 0
+            listener.terminate()
+    bodies = [json.loads(line) for line in heard.read_text().splitlines()]
+    schemas = payload_schemas()
+    said = [body for body in bodies if "kind" in body]  # the dashboard's request is a command, without a kind
+    for body in said:
+        jsonschema.Draft202012Validator(schemas[body["kind"]]).validate(body)
+        assert len(json.dumps(body)) <= 4096
+    assert {"status", "health", "current", "slide.posterior", "slide.patches", "slide.final", "patient.final"} <= {
+        body["kind"] for body in said
+    }
+
+
 def test_a_demo_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> None:
     """SIGTERM in the middle of a slide ends agent and dashboard too."""
     profile, home = tmp_path / "profile", tmp_path / "demo"
@@ -63,6 +94,13 @@ def test_a_demo_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> Non
         demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert processes_about(home) == []
+
+
+def accepts(port: int) -> bool:
+    """Whether something listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
 
 
 def processes_about(folder: Path) -> list[str]:
