@@ -232,7 +232,8 @@ def test_topics_and_properties_are_those_of_the_asyncapi_document(run: Run) -> N
         assert message.qos == ("0" if kind in ("health", "slide.patches") else "1")
         assert message.content_type == "application/json"
         assert message.user_property == f"schema:{kind}.v1"
-        assert bool(message.expiry) == (kind in ("health", "current"))
+        expires = {"health", "current", "slide.posterior", "patient.posterior", "slide.final", "patient.final"}
+        assert bool(message.expiry) == (kind in expires)
 
 
 def test_a_3_1_1_client_over_tls_misses_no_answer(run: Run) -> None:
