@@ -105,7 +105,12 @@ def look_at_dicom(settings: Settings) -> Iterator[Finding]:
 
 def _spool(spool: Path) -> Iterator[Finding]:
     """Finals that `dicom-out` has not taken yet, and those that it could not use."""
-    waiting, aside = (len(list(folder.glob("*.json"))) for folder in (spool, spool / ASIDE))
+    try:
+        waiting, aside = _results_in(spool), _results_in(spool / ASIDE)
+    except OSError as error:
+        mend = f"run doctor as the service's user; if it is: chown -R spinextract: {spool}"
+        yield Finding("dicom_spool", "fail", f"{spool}: {error.strerror}", "results cannot wait there", mend)
+        return
     if waiting > MANY_WAITING:
         mend = "systemctl status spinextract-dicom-out; journalctl -u spinextract-dicom-out"
         yield Finding("dicom_spool", "warn", f"{waiting} results wait in {spool}", "dicom-out may not run", mend)
@@ -115,6 +120,13 @@ def _spool(spool: Path) -> Iterator[Finding]:
         why = "these results have become no DICOM objects"
         mend = f"read the reasons in {spool / ASIDE}, then move the results back to {spool} or delete them"
         yield Finding("dicom_spool", "warn", f"{aside} results were set aside", why, mend)
+
+
+def _results_in(folder: Path) -> int:
+    try:
+        return sum(name.endswith(".json") for name in os.listdir(folder))
+    except FileNotFoundError:
+        return 0
 
 
 def _stow(url: str) -> Finding:

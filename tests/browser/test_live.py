@@ -144,9 +144,11 @@ def test_bars_show_share_interval_and_line(theatre: Theatre) -> None:
     """Each bar is as long as its probability, its whisker spans the interval, and the line stands at 77 %."""
     page = theatre.open()
     theatre.play(scenes.running)
+    page.emulate_media(reduced_motion="reduce")
+    expect(page.locator("#used")).to_contain_text("82")
     expect(page.locator(".bar.leading .bar-name")).to_have_text("Schwannoma")
     expect(page.locator("#line-label")).to_have_text("77 %")
-    page.emulate_media(reduced_motion="reduce")
+    expect(page.locator(".bar .mark").last).to_be_visible()
     low, high = scenes.interval_of(0.68, 82)
     for row in page.locator(".bar").all():
         box = row.locator(".track").bounding_box()

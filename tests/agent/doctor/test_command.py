@@ -212,7 +212,15 @@ def test_what_this_user_may_not_look_at_fails_each_by_itself(forbidden: Site) ->
         for look in (look_at_folder, look_at_state, look_at_secrets, look_at_ledger, look_at_dicom)
         for finding in look(settings)
     )
-    assert sorted(found) == ["dicom_out", "folder", "identity_key", "ledger", "lookup_file", "state_dir"]
+    assert sorted(found) == [
+        "dicom_out",
+        "dicom_spool",
+        "folder",
+        "identity_key",
+        "ledger",
+        "lookup_file",
+        "state_dir",
+    ]
     assert {finding.verdict for findings in found.values() for finding in findings} == {"fail"}
 
 
