@@ -124,7 +124,7 @@ def _spool(spool: Path) -> Iterator[Finding]:
 
 def _results_in(folder: Path) -> int:
     try:
-        return sum(name.endswith(".json") for name in os.listdir(folder))
+        return sum(path.suffix == ".json" for path in folder.iterdir())
     except FileNotFoundError:
         return 0
 
