@@ -31,16 +31,6 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A running mosquitto."""
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    mosquitto = Mosquitto(folder).start()
-    yield mosquitto
-    mosquitto.kill()
-
-
-@pytest.fixture
 def listener(broker: Mosquitto) -> Iterator[Listener]:
     """A subscriber of everything."""
     heard = Listener(broker.port)

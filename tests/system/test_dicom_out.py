@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,26 +40,6 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> dict[PurePosixPath, byt
         PurePosixPath(TELLING, TELLING_SLIDE, *file.relative.parts[2:]): (out / file.relative).read_bytes()
         for file in survey(out).placed
     }
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A running mosquitto."""
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    mosquitto = Mosquitto(folder).start()
-    yield mosquitto
-    mosquitto.kill()
-
-
-@pytest.fixture
-def agents() -> Iterator[list[AgentProcess]]:
-    """Agents to end at the end."""
-    started: list[AgentProcess] = []
-    yield started
-    for agent in started:
-        if not agent.ended:
-            agent.kill()
 
 
 def agent_at(home: Path, port: int, **dicom_out: Any) -> AgentProcess:

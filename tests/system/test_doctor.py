@@ -15,16 +15,6 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A running mosquitto."""
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    mosquitto = Mosquitto(folder).start()
-    yield mosquitto
-    mosquitto.kill()
-
-
-@pytest.fixture
 def agent(tmp_path: Path, broker: Mosquitto) -> Iterator[AgentProcess]:
     """A running agent that serves metrics."""
     agent = AgentProcess(tmp_path / "agent", broker.port, metrics={"port": free_port()})

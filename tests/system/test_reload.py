@@ -17,16 +17,12 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[AgentProcess]:
+def agent(tmp_path: Path, broker: Mosquitto) -> Iterator[AgentProcess]:
     """A running agent whose patients never end by silence, at a real broker."""
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    broker = Mosquitto(folder).start()
     agent = AgentProcess(tmp_path / "agent", broker.port, patient={"quiet_s": 3600})
     yield agent.start()
     if not agent.ended:
         agent.kill()
-    broker.kill()
 
 
 def rewrite(agent: AgentProcess, section: str, **values: Any) -> None:

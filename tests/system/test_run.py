@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,26 +29,6 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("agent", "phantom", "--out", out, "--slides", "3", "--seed", "41000", "--layout", "strips-b")
     assert done.returncode == 0, done.stderr
     return out
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A running mosquitto."""
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    mosquitto = Mosquitto(folder).start()
-    yield mosquitto
-    mosquitto.kill()
-
-
-@pytest.fixture
-def agents(tmp_path: Path) -> Iterator[list[AgentProcess]]:
-    """Agents to end at the end."""
-    started: list[AgentProcess] = []
-    yield started
-    for agent in started:
-        if not agent.ended:
-            agent.kill()
 
 
 def files_of(source: Path) -> dict[PurePosixPath, bytes]:
