@@ -22,6 +22,8 @@ class Arrival:
     sources: dict[int | None, list[Source]] = field(default_factory=dict)
     begun: dict[int, Source] = field(default_factory=dict)
     """Channel → the file whose shape the assembler was told."""
+    stale: bool = False
+    """Patches may have been cut from pixels that are not in the folder any more."""
 
     def add(self, source: Source) -> bool:
         """Take a file, once; True when another usable file holds the same pixels (this one is kept as a reserve)."""
@@ -60,7 +62,20 @@ class Arrival:
 
     def unbind(self, source: Source) -> None:
         """This file's pixels do not count (any more)."""
+        self.stale |= self.is_bound(source)
         self.begun = {channel: begun for channel, begun in self.begun.items() if begun is not source}
+
+    @property
+    def must_be_read_again(self) -> bool:
+        """A whole part whose files may have changed while they were read."""
+        return self.stale or not all(source.is_as_read for source in self.begun.values())
+
+    def read_again(self) -> None:
+        """Begin anew at every file's first byte."""
+        self.begun.clear()
+        self.stale = False
+        for source in self.active():
+            source.restart()
 
     def rest_reserves(self) -> None:
         """A file whose pixels another one gives is not looked at by itself."""

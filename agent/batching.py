@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from models.contract import ModelInput, PatchKey
 
@@ -15,12 +16,20 @@ class Timed:
     seen_s: float
 
 
+class Rejected(NamedTuple):
+    """A patch that no engine needs to see, why, and the digest of its pixels."""
+
+    key: PatchKey
+    reason: str
+    digest: int | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
     """Patches for one run of the engine, and patches that were rejected before it."""
 
     inputs: tuple[Timed, ...] = ()
-    rejected: tuple[tuple[PatchKey, str], ...] = ()
+    rejected: tuple[Rejected, ...] = ()
 
 
 @dataclass
@@ -30,7 +39,7 @@ class Batcher:
     size: int
     deadline_s: float
     _inputs: list[Timed] = field(default_factory=list)
-    _rejected: list[tuple[PatchKey, str]] = field(default_factory=list)
+    _rejected: list[Rejected] = field(default_factory=list)
     _oldest_s: float | None = None
 
     def add(self, item: ModelInput, now: float) -> Batch | None:
@@ -40,7 +49,7 @@ class Batcher:
         if item.rejected is None:
             self._inputs.append(Timed(item, now))
         else:
-            self._rejected.append((item.key, item.rejected))
+            self._rejected.append(Rejected(item.key, item.rejected, item.digest))
         return self.flush() if len(self._inputs) >= self.size else None
 
     def wait_s(self, now: float) -> float | None:

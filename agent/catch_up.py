@@ -51,7 +51,7 @@ class CatchUp:
         theirs = [pair for pair in retained if pair[0].kind == "current" or pair[1].get("patient") == patient]
         names = {body["slide"] for message, body in theirs if message.kind.startswith("slide.")}
         slides = [SlideKey(str(patient), name) for name in sorted(names)]
-        total = sum(self._ledger.count(self._sha256, slide) for slide in slides)
+        total = sum(self._ledger.patches.count(self._sha256, slide) for slide in slides)
         told = StateReplayed(patient=patient, retained=1 + len(theirs), patches=total)
         return Missed(told, (self._birth(), *(message for message, _ in theirs)), self._heat_maps(slides))
 
@@ -59,7 +59,7 @@ class CatchUp:
         """Reads one slide at a time, when its turn has come: all at once would hold up what is new."""
         heat_map = HeatMap(self._speaker.profile.spec)
         for slide in slides:
-            rows = list(self._ledger.restore(self._sha256, slide))
+            rows = list(self._ledger.patches.restore(self._sha256, slide))
             for start in range(0, len(rows), PATCHES_A_MESSAGE):
                 for payload in heat_map.tell(rows[start : start + PATCHES_A_MESSAGE], self._speaker.stamp):
                     yield self._speaker.topics.message(payload)

@@ -62,8 +62,9 @@ class Feeder:
             while not self._closings.empty():
                 self._close(*self._closings.get())
             self._flush_due()
-            self._wakeup.wait(self._patience_s())
-            self._token.stopping.wait(SHORTEST_WAIT_S)
+            if not self._reader.behind:
+                self._wakeup.wait(self._patience_s())
+                self._token.stopping.wait(SHORTEST_WAIT_S)
         self._flush()
         self._outbox.close()
 

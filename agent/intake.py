@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.acquisition import State
+from agent.ledger_records import FileStanding
 from agent.watch import Changes
 from models.contract import ModelInput, SlideKey
 
@@ -25,6 +26,10 @@ class Folder(Protocol):
 
     def wait_s(self, now: float) -> float:
         """Seconds until a poll may find something."""
+        ...
+
+    def modified_ns(self, path: str) -> int | None:
+        """When a path was last written, ns since the epoch; None when it is not known (any more)."""
         ...
 
 
@@ -60,6 +65,13 @@ class PatientClosed:
 
 
 @dataclass(frozen=True)
+class SlideReopened:
+    """A file of a finished slide changed: the slide is read again, and closed again when that is done."""
+
+    slide: SlideKey
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something a person should look at; becomes one log event and one alert."""
 
@@ -67,6 +79,8 @@ class Problem:
     detail: str
     slide: SlideKey | None = None
     file_id: str | None = None
+    content: tuple[int, int] | None = None
+    """Size and mtime of the file that it speaks of: what tells it from the same problem of other bytes."""
 
 
-Told = ModelInput | Progress | SlideClosed | PatientClosed | Problem
+Told = ModelInput | Progress | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,15 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from agent.audit import LedgerAudit
+from agent.ledger_alerts import LedgerAlerts
 from agent.ledger_file import explained, open_database, transaction
-from agent.ledger_records import CountedPatch, FinalRow, OutboxRow, Record
+from agent.ledger_files import LedgerFiles
+from agent.ledger_patches import LedgerPatches
+from agent.ledger_records import CountedPatch, FileStanding, FinalRow, OutboxRow, Record
 from agent.ledger_results import LedgerResults
+from agent.ledger_retention import LedgerRetention
 from agent.topics import Message
-from models.contract import PatchKey, SlideKey
-from models.domain import MARKS, Marks
 
 _UNSENT = """
     SELECT seq, topic, payload, event_id, kind, qos, retain, coalesce, expires_at FROM outbox
@@ -41,7 +43,7 @@ _INSERT = {
 }
 _FORGET_OLD_RETAINED = """
     DELETE FROM retained WHERE seq IN (SELECT seq FROM retained ORDER BY seq DESC LIMIT -1 OFFSET ?)"""
-__all__ = ["CountedPatch", "FinalRow", "Ledger", "OutboxRow", "Record"]
+__all__ = ["CountedPatch", "FileStanding", "FinalRow", "Ledger", "OutboxRow", "Record"]
 
 RETAINED_KEPT = 1000
 """Latest retained topics that are published again on a connect; older ones are the broker's to keep."""
@@ -57,8 +59,18 @@ class Ledger:
         self.path = path
         self._db = connection
         self._clock = clock
+        self.patches = LedgerPatches(path, connection)
+        """The counted ones."""
+        self.files = LedgerFiles(path, connection)
+        """What was made of which file."""
         self.results = LedgerResults(path, connection)
         """Finals that are due as files."""
+        self.audit = LedgerAudit(path, connection, clock)
+        """What can be traced later."""
+        self.alerts = LedgerAlerts(path, connection, clock)
+        """Those that have been said, and those that must wait."""
+        self.retention = LedgerRetention(path, connection, clock)
+        """What may go."""
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Ledger:
@@ -83,25 +95,6 @@ class Ledger:
             ).fetchall()
         return int(rows[0][0])
 
-    def restore(self, profile_sha256: str, slide: SlideKey | None = None) -> Iterator[CountedPatch]:
-        """Every patch counted under this profile, or those of one slide, ordered by key."""
-        query = (
-            "SELECT patient, slide, strip, x, y, outcome FROM slides JOIN patches USING (slide_id)"
-            " WHERE profile_sha256 = ? AND (? OR (patient = ? AND slide = ?)) ORDER BY patient, slide, strip, x, y"
-        )
-        with explained(self.path):
-            for *key, outcome in self._db.execute(query, (profile_sha256, slide is None, *(slide or ("", "")))):
-                yield _decode(PatchKey(*key), outcome)
-
-    def count(self, profile_sha256: str, slide: SlideKey) -> int:
-        """How many patches of a slide are counted."""
-        query = (
-            "SELECT count(*) FROM slides JOIN patches USING (slide_id)"
-            " WHERE profile_sha256 = ? AND patient = ? AND slide = ?"
-        )
-        with explained(self.path):
-            return int(self._db.execute(query, (profile_sha256, *slide)).fetchone()[0])
-
     def finals(self, profile_sha256: str, patient: str | None = None) -> list[FinalRow]:
         """The latest final of every slide and patient under this profile, or of one patient."""
         query = (
@@ -113,17 +106,38 @@ class Ledger:
             return [FinalRow(*row) for row in self._db.execute(query, (profile_sha256, patient))]
 
     def append(self, record: Record) -> None:
-        """Write a record in one transaction. A patch that is already counted stays as it is."""
+        """Write a record in one transaction: all of it or nothing.
+
+        A patch that is already counted stays as it is, unless its pixels changed; an alert that was said is not said
+        again.
+        """
         with self._write():
-            self._count(record.profile_sha256, record.patches)
+            self.audit.note(record)
+            self.patches.put(record.profile_sha256, record.patches)
+            self.files.note(record)
             self.results.note(record)
             for message in record.messages:
-                if message.durable:
+                if message.durable and (message.kind != "alert" or self.alerts.admit(message)):
                     self._enqueue(message)
+            self._db.execute(_FORGET_OLD_RETAINED, (RETAINED_KEPT,))
             self._db.executemany(
                 "INSERT OR REPLACE INTO finals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(record.profile_sha256, *astuple(row)) for row in record.finals],
             )
+
+    def sum_up(self, alert: Message) -> None:
+        """Append the alert that tells of those that were withheld, in their place."""
+        with self._write():
+            self.alerts.forget_withheld()
+            self._enqueue(alert)
+
+    def release(self, file_id: str) -> bool:
+        """Forget what was made of a file, so that the next start looks at it again; False when it is not known."""
+        with self._write():
+            is_known = self._db.execute("DELETE FROM files WHERE file_id = ?", (file_id,)).rowcount > 0
+            if is_known:
+                self.audit.enter(("released", {"file": file_id}))
+        return is_known
 
     def unsent(self, after_seq: int = 0, limit: int = 16) -> list[OutboxRow]:
         """The oldest unacknowledged messages with seq > after_seq, in the order in which they were appended.
@@ -157,32 +171,12 @@ class Ledger:
             return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
     def prune(self, patients: Iterable[str]) -> int:
-        """Drop the patches of these patients under every profile and return how many went.
+        """Drop the patches of these patients under every profile, for good, and return how many went.
 
         Their finals stay: should their files be read again, the same answer makes no new revision.
         """
-        query = "DELETE FROM patches WHERE slide_id IN (SELECT slide_id FROM slides WHERE patient = ?)"
         with self._write():
-            return sum(self._db.execute(query, (patient,)).rowcount for patient in patients)
-
-    def _count(self, profile_sha256: str, patches: tuple[CountedPatch, ...]) -> None:
-        slides = {patch.key.of_slide: 0 for patch in patches}
-        for slide in slides:
-            self._db.execute(
-                "INSERT OR IGNORE INTO slides (profile_sha256, patient, slide) VALUES (?, ?, ?)",
-                (profile_sha256, *slide),
-            )
-            (slides[slide],) = self._db.execute(
-                "SELECT slide_id FROM slides WHERE profile_sha256 = ? AND patient = ? AND slide = ?",
-                (profile_sha256, *slide),
-            ).fetchone()
-        self._db.executemany(
-            "INSERT OR IGNORE INTO patches VALUES (?, ?, ?, ?, ?)",
-            [
-                (slides[patch.key.of_slide], patch.key.strip, patch.key.x, patch.key.y, _encode(patch))
-                for patch in patches
-            ],
-        )
+            return self.patches.drop(patients)
 
     def _enqueue(self, message: Message) -> None:
         expires_at = math.inf if message.expiry_s is None else self._clock() + message.expiry_s
@@ -194,7 +188,6 @@ class Ledger:
         if message.retain:
             self._db.execute("DELETE FROM retained WHERE topic = ?", (message.topic,))
             self._db.execute(_INSERT["retained"], row)
-            self._db.execute(_FORGET_OLD_RETAINED, (RETAINED_KEPT,))
 
     @contextmanager
     def _write(self) -> Iterator[None]:
@@ -207,25 +200,3 @@ class Ledger:
         least_s = 1 if coalesce else LATE_S
         expiry_s = None if math.isinf(expires_at) else max(least_s, math.ceil(expires_at - self._clock()))
         return Message(topic, payload, event_id, kind, qos, bool(retain), bool(coalesce), True, expiry_s)
-
-
-def _encode(patch: CountedPatch) -> bytes:
-    """`r` and the reason, `v` and the values, or `j`, a bit for each of MARKS, and the values."""
-    if (patch.values is None) == (patch.rejected is None):
-        raise ValueError("a counted patch has either values or a reason why it was rejected")
-    if patch.values is None:
-        return b"r" + str(patch.rejected).encode()
-    values = struct.pack(f"<{len(patch.values)}q", *patch.values)
-    if patch.marks is None:
-        return b"v" + values
-    return b"j" + bytes([sum(1 << MARKS.index(mark) for mark in patch.marks)]) + values
-
-
-def _decode(key: PatchKey, outcome: bytes) -> CountedPatch:
-    kind, rest = outcome[:1], outcome[1:]
-    if kind == b"r":
-        return CountedPatch(key, None, rest.decode())
-    marks: Marks | None = None
-    if kind == b"j":
-        marks, rest = tuple(mark for place, mark in enumerate(MARKS) if rest[0] >> place & 1), rest[1:]
-    return CountedPatch(key, struct.unpack(f"<{len(rest) // 8}q", rest), None, marks)

@@ -9,6 +9,8 @@ from agent.topics import Message
 from models.contract import PatchKey, SlideKey
 from models.domain import Marks
 
+Outcome = Literal["whole", "refused", "duplicate"]
+
 
 class CountedPatch(NamedTuple):
     """One patch as the reducer counted it: exactly one of `values` and `rejected` is given."""
@@ -19,6 +21,35 @@ class CountedPatch(NamedTuple):
     rejected: str | None
     marks: Marks | None = None
     """How a used patch is unlike the profile's reference; None when it was not compared."""
+    pixels: int | None = None
+    """Digest of the pixels that it was computed from (signed 64 bits); None in ledgers before schema 4."""
+
+
+@dataclass(frozen=True)
+class FileStanding:
+    """What was made of one file of the folder, as it was then; by its pseudonym, since a name may be an identity."""
+
+    file_id: str
+    size: int
+    mtime_ns: int
+    outcome: Outcome
+    """`whole`: read to its end, and unchanged since; `refused`: not read again until it changes; `duplicate`: another
+    file has the same part."""
+    patient: str = ""
+    slide: str = ""
+    """Both empty for a file that belongs nowhere."""
+    sha256: str = ""
+    """Of a whole file's bytes."""
+    reason: str = ""
+    detail: str = ""
+    """Why it was refused."""
+    at: float = 0.0
+    """When, seconds since the epoch."""
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """What tells whether the file has changed since."""
+        return self.size, self.mtime_ns
 
 
 @dataclass(frozen=True)
@@ -67,6 +98,11 @@ class Record:
     messages: tuple[Message, ...] = ()
     """Those that are not durable are ignored by the ledger."""
     finals: tuple[FinalRow, ...] = ()
+    files: tuple[FileStanding, ...] = ()
+    reopened: tuple[SlideKey, ...] = ()
+    """Finished slides that are read again: until they are closed, a restart must not take them for finished."""
+    closed: tuple[SlideKey, ...] = ()
+    """Slides that were closed, whether that made another final or not."""
 
 
 class OutboxRow(NamedTuple):

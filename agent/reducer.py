@@ -22,7 +22,7 @@ from agent.ledger import CountedPatch, FinalRow
 from models.calibration import CalibrationInputError, calibrate
 from models.contract import Prediction, SlideKey
 from models.domain import Marks, Reference, marks
-from models.posterior import Counts, Posterior, Tally, combine, to_fixed
+from models.posterior import Counting, Counts, Posterior, Tally, combine, to_fixed
 from models.profile import Profile
 from models.registry import MODALITIES
 
@@ -73,6 +73,8 @@ class Reducer:
         self._of_patient: dict[str, list[SlideKey]] = {}
         self.total = Counts()
         """Patches counted since the start; replaced whole, so that another thread may read it."""
+        self.corrected = 0
+        """Patches counted since the start that had been counted before, from other pixels."""
         for row in restored:
             self._count(row)
 
@@ -99,24 +101,26 @@ class Reducer:
         return self.slides[key]
 
     def run(self, batch: Batch) -> list[CountedPatch]:
-        """Predict, calibrate, judge and count; returns the patches that were not counted before.
+        """Predict, calibrate, judge and count; returns the patches that are new or corrected.
 
         Raises EngineError when the engine's outputs cannot be what the profile's network emits.
         """
-        rows = [CountedPatch(key, None, reason) for key, reason in batch.rejected]
+        rows = [CountedPatch(key, None, reason, None, digest) for key, reason, digest in batch.rejected]
         if batch.inputs:
             x_NCHW = np.stack([timed.item.pixels for timed in batch.inputs])
             prediction = predict_padded(self.engine, x_NCHW)
             rows += [
-                CountedPatch(timed.item.key, to_fixed(p_K), None, borne)
+                CountedPatch(timed.item.key, to_fixed(p_K), None, borne, timed.item.digest)
                 for timed, p_K, borne in zip(
                     batch.inputs, self._calibrated(prediction), self._marks(x_NCHW, prediction), strict=True
                 )
             ]
-        counted = [row for row in rows if self._count(row)]
-        why = Counter(row.rejected for row in counted if row.rejected is not None)
-        self.total = self.total.plus(Counts(len(counted) - why.total(), dict(why)))
-        return counted
+        counted = [(row, counting) for row in rows if (counting := self._count(row))]
+        new = [row for row, counting in counted if counting is Counting.NEW]
+        why = Counter(row.rejected for row in new if row.rejected is not None)
+        self.total = self.total.plus(Counts(len(new) - why.total(), dict(why)))
+        self.corrected += len(counted) - len(new)
+        return [row for row, _ in counted]
 
     def _calibrated(self, prediction: Prediction) -> NDArray[np.float64]:
         """Calibrated class probabilities [N, K]."""
@@ -152,12 +156,12 @@ class Reducer:
             if record.state is State.COMPLETE and record.expected is not None:
                 record.tally.freeze()
 
-    def _count(self, row: CountedPatch) -> bool:
+    def _count(self, row: CountedPatch) -> Counting:
         tally = self.slide(row.key.of_slide).tally
         if row.rejected is not None:
-            return tally.reject(row.key, row.rejected)
+            return tally.reject(row.key, row.rejected, row.pixels)
         assert row.values is not None
-        return tally.use(row.key, row.values, row.marks)
+        return tally.use(row.key, row.values, row.marks, row.pixels)
 
     def combine(self, records: list[SlideRecord]) -> Posterior:
         """The posterior over the patches of these slides; announced patches that never came count as rejected."""

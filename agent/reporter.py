@@ -49,6 +49,8 @@ LOOK_AT = {
     "changed_late",
 }
 """Problems that time or a person may mend: severity `warning`; everything else is an `error`."""
+FLEETING = {"folder_unavailable", "folder_hangs", "not_readable", "waiting"}
+"""Problems of the machine rather than of a file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Reporter:
     def alert(self, problem: Problem) -> Message:
         """A problem for people."""
         payload = Alert(
-            **self._speaker.stamp(),
+            **self._speaker.stamp(_alert_id(problem)),
             severity="warning" if problem.reason in LOOK_AT else "error",
             reason=problem.reason,
             detail=problem.detail[:1000],
@@ -212,6 +214,18 @@ class Reporter:
             "latency": latency,
             **extra,
         }
+
+
+def _alert_id(problem: Problem) -> str | None:
+    """The same problem of the same bytes has the same id, also after a restart: the ledger lets it out once.
+
+    None for what may come and go: it is told each time.
+    """
+    if problem.reason in FLEETING:
+        return None
+    of_file = problem.file_id is not None
+    said = [problem.reason, problem.slide, problem.file_id, problem.content if of_file else problem.detail]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 def domain_of(posterior: Posterior, spec: Profile) -> Domain | None:

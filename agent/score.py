@@ -27,10 +27,10 @@ from agent.intake import Problem, Progress, SlideClosed, Told
 from agent.layouts import Layouts, Unknown
 from agent.ledger import CountedPatch
 from agent.naming import NamingSettings, rules_of
+from agent.patience import Patience
 from agent.profile_folder import load_profile_folder
 from agent.reader import Reader
 from agent.reducer import Reducer
-from agent.roster import Patience
 from agent.score_report import document_of, show
 from agent.settings import load_settings
 from agent.watch import Changes
@@ -64,6 +64,10 @@ class FinishedFolder:
     def wait_s(self, now: float) -> float:
         """Nothing will happen."""
         return math.inf
+
+    def modified_ns(self, path: str) -> int | None:
+        """All are equally new."""
+        return None
 
 
 def finished_folders(paths: list[Path], naming: NamingSettings | None = None) -> list[FinishedFolder]:
@@ -108,6 +112,7 @@ class Scorer:
             limits=Limits(),
             # What is on disk is all there is: settled at once, and nothing is waited for.
             patience=Patience(0.0, math.inf, math.inf, math.inf, next_ends_patient=False),
+            examine=False,
         )
         for told in self._everything(reader):
             if isinstance(told, ModelInput):
@@ -124,7 +129,9 @@ class Scorer:
     @staticmethod
     def _everything(reader: Reader) -> Iterator[Told]:
         yield from reader.poll(0.0)
-        yield from reader.poll(0.0)  # files that waited for another file, and files whose tags place them
+        while reader.behind:
+            yield from reader.poll(0.0)
+        yield from reader.poll(0.0)  # what only now counts as settled
         yield from reader.close()
 
     def _run(self, batch: Batch | None) -> Iterator[int]:
@@ -166,6 +173,7 @@ def main(args: argparse.Namespace) -> int:
     document = document_of(profile, scorer.reducer, scorer.patches, scorer.problems)
     if args.out:
         try:
+            args.out.touch(0o600)  # it speaks of patients as their folders do
             args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")
         except OSError as error:
             raise AgentError(f"{args.out}: {error.strerror or error}") from error

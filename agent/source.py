@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from enum import Enum
@@ -14,6 +15,9 @@ from agent.tail import Change, Tail
 
 OpenParser = Callable[[Window, Limits, int | None], Parser | None]
 """agent.formats.detect.open_parser: the parser that claims the file's first bytes; None = need more."""
+
+
+HASH_SLICE = 1 << 20
 
 
 class Reading(Enum):
@@ -40,8 +44,14 @@ class Source:
         self.tail = Tail(path, now)
         self.pixels = 0
         """Pixels decoded so far, all planes."""
+        self.examined = False
+        """Read whole, settled, and found unchanged since it was read."""
+        self._read_from: tuple[int, ...] | None = None
+        """How the file stood when its reading began, if a later change must show; None if it need not."""
         self._parser: Parser | None = None
         self._settled_tried = False
+        self._changed_to: tuple[tuple[int, ...], float] | None = None
+        """How a refused file stands since it changed, and since when."""
         self._retry_at = -math.inf
         self.trouble = ""
         """Why the last visit could not open or read the file; empty when it could."""
@@ -62,7 +72,7 @@ class Source:
                 self.reading = Reading.GROWING  # whatever it was: refused content has been replaced
                 self.restart()
             if change is not Change.SAME:
-                self._settled_tried = False
+                self._settled_tried = self.examined = False
             if self.reading not in (Reading.GROWING, Reading.GONE):
                 return change, []
             self.reading = Reading.GROWING
@@ -78,7 +88,10 @@ class Source:
 
     def settles_in_s(self, now: float, settle_s: float) -> float | None:
         """Seconds until the file counts as settled; None when that would change nothing."""
-        if self.reading is not Reading.GROWING or self._settled_tried:
+        if self.reading is Reading.REFUSED and self._changed_to is not None:
+            return max(0.0, self._changed_to[1] + settle_s - now)
+        pending = {Reading.GROWING: not self._settled_tried, Reading.DONE: not self.examined}
+        if not pending.get(self.reading, False):
             return None
         return max(0.0, settle_s - self.tail.quiet_s(now), self._retry_at - now)
 
@@ -93,8 +106,40 @@ class Source:
         """
         if self.reading in (Reading.GROWING, Reading.DONE):
             self.reading, self.header, self._parser, self.pixels = Reading.GROWING, None, None, 0
+            self.examined, self._changed_to = False, None
             self._settled_tried = not at_once
             self.reported.clear()
+
+    def reconsider(self, now: float, settle_s: float) -> bool:
+        """Look whether a refused file is another one by now: it is read again once it has settled; True then."""
+        stands = self.tail.stands()
+        if stands is None or stands == self.tail.seen:
+            self._changed_to = None
+            return False
+        if self._changed_to is None or self._changed_to[0] != stands:
+            self._changed_to = stands, now
+        if now - self._changed_to[1] < settle_s:
+            return False
+        self.reading = Reading.GROWING
+        self.restart()
+        return True
+
+    @property
+    def is_as_read(self) -> bool:
+        """Whether the file is certainly what it was when its reading began."""
+        return self._read_from == self.tail.seen
+
+    def sha256(self, now: float, beat: Callable[[], None]) -> str | None:
+        """SHA-256 of the file's bytes; None when they are not (any more) those that were read. Raises OSError."""
+        digest = hashlib.sha256()
+        with self.tail.visit(now) as (change, window):
+            if change is not Change.SAME or window is None:
+                self.examined = False
+                return None
+            for offset in range(0, window.size, HASH_SLICE):
+                digest.update(window.read(offset, min(HASH_SLICE, window.size - offset)))
+                beat()
+        return digest.hexdigest()
 
     def rest(self) -> None:
         """Nothing to gain here until the file changes."""
@@ -119,6 +164,7 @@ class Source:
     ) -> list[Event]:
         settled = self.tail.quiet_s(now) >= settle_s
         if self._parser is None:
+            self._read_from = self.tail.seen if self.tail.shows_changes else None
             self._parser = open_parser(window, limits, self.placed.planes if self.placed else None)
         events: list[Event] = []
         if self._parser is not None and not (header_only and self.header):

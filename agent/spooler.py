@@ -83,7 +83,7 @@ class Spooler:
         one = 1 << FRACTION_BITS
         return [
             (row.key.strip, row.key.x, row.key.y, row.rejected or [value / one for value in row.values or ()])
-            for row in self._ledger.restore(profile_sha256, slide)
+            for row in self._ledger.patches.restore(profile_sha256, slide)
         ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -15,8 +16,8 @@ import structlog
 from agent.acquisition import State
 from agent.batching import Batch
 from agent.handover import Handover
-from agent.intake import PatientClosed, Problem, Progress, SlideClosed
-from agent.ledger import CountedPatch, FinalRow, Record
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened
+from agent.ledger import CountedPatch, FileStanding, FinalRow, Record
 from agent.measures import EngineMeasures
 from agent.reducer import Reducer
 from agent.reporter import Reporter
@@ -24,7 +25,7 @@ from agent.results import Latency
 from agent.topics import CURRENT_EXPIRY_S, Message
 from models.contract import SlideKey
 
-Work = Batch | Progress | SlideClosed | PatientClosed | Problem | Message
+Work = Batch | Progress | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding | Message
 """A message goes on behind what was said of the work before it."""
 RENEW_S = CURRENT_EXPIRY_S / 3
 """While bytes arrive, `current` is said again after this, so that it expires only when nothing arrives."""
@@ -62,6 +63,9 @@ class Worker:
         self._rows: list[CountedPatch] = []
         self._messages: list[Message] = []
         self._finals: list[FinalRow] = []
+        self._files: list[FileStanding] = []
+        self._reopened: list[SlideKey] = []
+        self._closed: list[SlideKey] = []
         self._changed: set[SlideKey] = set()
         self._told_at = float("-inf")
         self._current: SlideKey | None = None
@@ -103,6 +107,11 @@ class Worker:
                 self._log.warning("problem", reason=work.reason, detail=work.detail, slide=slide, file=work.file_id)
                 self._messages.append(self._reporter.alert(work))
                 self.measures.alert(work.reason)
+            case FileStanding():
+                self._files.append(replace(work, at=self._wall().timestamp()))
+            case SlideReopened():
+                self._tell()  # what was closed before must not undo it
+                self._reopened.append(work.slide)
             case Message():
                 self._messages.append(work)
 
@@ -156,6 +165,7 @@ class Worker:
             rejected=counts.rejected,
             new=said is not None,
         )
+        self._closed.append(closed.slide)
         self._finish(said)
 
     def _close_patient(self, patient: str) -> None:
@@ -188,11 +198,22 @@ class Worker:
     def _tell(self) -> None:
         """Hand over everything since the last time as one record: one transaction of the ledger."""
         heat_maps = self._reporter.patches(self._rows, self._clock(), everything=self._inbox.ended)
-        if not (self._rows or self._messages or self._changed or heat_maps):
+        slides = self._changed or self._reopened or self._closed
+        if not (self._rows or self._messages or slides or heat_maps or self._files):
             return
         self._say_posteriors()
-        record = Record(self._sha256, tuple(self._rows), (*heat_maps, *self._messages), tuple(self._finals))
+        messages = (*heat_maps, *self._messages)
+        record = Record(
+            self._sha256,
+            tuple(self._rows),
+            messages,
+            tuple(self._finals),
+            tuple(self._files),
+            tuple(self._reopened),
+            tuple(self._closed),
+        )
         self._rows, self._messages, self._finals = [], [], []
+        self._files, self._reopened, self._closed = [], [], []
         self._told_at = self._clock()
         self._outbox.put(record)
         self.measures.told(self._clock())

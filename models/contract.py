@@ -67,6 +67,8 @@ class ModelInput:
     rejected: str | None = None
     fault: str | None = None
     """What is wrong with the image itself, for people, where the rejection is more than a lack of tissue."""
+    digest: int | None = None
+    """64 bits that change with the pixels, where somebody needs to notice that (the daemon does)."""
 
 
 Prediction = Mapping[str, NDArray[np.float32]]

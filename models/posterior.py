@@ -6,14 +6,16 @@ repetitions, and across restarts. The mean of the calibrated patch probabilities
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.beta import beta_quantile
 from models.contract import PatchKey
 from models.domain import Marks
 
@@ -67,13 +69,32 @@ class Posterior:
         return max(self.probabilities, default=0.0)
 
 
+class Counting(IntEnum):
+    """What counting a patch did; false when it changed nothing."""
+
+    SAME = 0
+    """It was counted before, from the same pixels."""
+    NEW = 1
+    CORRECTED = 2
+    """It was counted before, from other pixels; what it is now has taken the place of what it was."""
+
+
+class _Outcome(NamedTuple):
+    """How one patch was counted: values, or why it was rejected."""
+
+    values: tuple[int, ...] | None
+    rejected: str | None
+    marks: Marks | None
+    pixels: int | None
+
+
 @dataclass
 class Tally:
-    """Outcome of every patch of one slide, by key. Adding a key twice changes nothing."""
+    """Outcome of every patch of one slide, by key. The same pixels twice change nothing; other pixels correct."""
 
     classes: int
     _sums: list[int] = field(init=False)
-    _outcomes: dict[PatchKey, str | None] = field(init=False, default_factory=dict)
+    _outcomes: dict[PatchKey, _Outcome] = field(init=False, default_factory=dict)
     _rejected: Counter[str] = field(init=False, default_factory=Counter)
     _judged: int = field(init=False, default=0)
     _marks: Counter[str] = field(init=False, default_factory=Counter)
@@ -86,28 +107,42 @@ class Tally:
     def __contains__(self, key: PatchKey) -> bool:
         return key in self._outcomes
 
-    def use(self, key: PatchKey, values: tuple[int, ...], marks: Marks | None = None) -> bool:
-        """Count a patch with its fixed-point probabilities; False when it was counted before.
+    def use(
+        self, key: PatchKey, values: tuple[int, ...], marks: Marks | None = None, pixels: int | None = None
+    ) -> Counting:
+        """Count a patch with its fixed-point probabilities.
 
-        `marks` say how it is unlike the profile's reference (models.domain); None: it was not compared.
+        `marks` say how it is unlike the profile's reference (models.domain); None: it was not compared. `pixels` is
+        a digest of what it was computed from; None, for patches of old ledgers, equals every other.
         """
         if len(values) != self.classes:
             raise AssertionError(f"{len(values)} values for {self.classes} classes")
-        if key in self._outcomes or self._frozen is not None:
-            return False
-        self._outcomes[key] = None
-        self._sums = [a + b for a, b in zip(self._sums, values, strict=True)]
-        self._judged += marks is not None
-        self._marks.update(marks or ())
-        return True
+        return self._put(key, _Outcome(values, None, marks, pixels))
 
-    def reject(self, key: PatchKey, reason: str) -> bool:
-        """Count a patch as seen but not used; False when it was counted before."""
-        if key in self._outcomes or self._frozen is not None:
-            return False
-        self._outcomes[key] = reason
-        self._rejected[reason] += 1
-        return True
+    def reject(self, key: PatchKey, reason: str, pixels: int | None = None) -> Counting:
+        """Count a patch as seen but not used."""
+        return self._put(key, _Outcome(None, reason, None, pixels))
+
+    def _put(self, key: PatchKey, outcome: _Outcome) -> Counting:
+        before = self._outcomes.get(key)
+        if self._frozen is not None or (before is not None and not differ(before.pixels, outcome.pixels)):
+            return Counting.SAME
+        if before is not None:
+            self._weigh(before, -1)
+        self._outcomes[key] = outcome
+        self._weigh(outcome, 1)
+        return Counting.NEW if before is None else Counting.CORRECTED
+
+    def _weigh(self, outcome: _Outcome, sign: int) -> None:
+        """Add an outcome to the sums and counts, or take it out again: exact, since all are integers."""
+        if outcome.values is None:
+            assert outcome.rejected is not None
+            self._rejected[outcome.rejected] += sign
+            return
+        self._sums = [a + sign * b for a, b in zip(self._sums, outcome.values, strict=True)]
+        self._judged += sign * (outcome.marks is not None)
+        for mark in outcome.marks or ():
+            self._marks[mark] += sign
 
     def freeze(self) -> None:
         """Keep exact sums, counts and marks and forget which patches they are made of; nothing can be added then."""
@@ -128,7 +163,7 @@ class Tally:
         """Used and rejected patches so far."""
         if self._frozen is not None:
             return self._frozen
-        return Counts(len(self._outcomes) - self._rejected.total(), dict(sorted(self._rejected.items())))
+        return Counts(len(self._outcomes) - self._rejected.total(), dict(sorted((+self._rejected).items())))
 
     @property
     def sums(self) -> tuple[int, ...]:
@@ -143,7 +178,12 @@ class Tally:
     @property
     def marks(self) -> dict[str, int]:
         """Mark → used patches that bear it."""
-        return dict(sorted(self._marks.items()))
+        return dict(sorted((+self._marks).items()))
+
+
+def differ(one: int | None, other: int | None) -> bool:
+    """Whether two digests of pixels say that they changed; None equals everything."""
+    return one is not None and other is not None and one != other
 
 
 def combine(tallies: Iterable[Tally], classes: int, *, independence: float, mass: float) -> Posterior:
@@ -172,58 +212,3 @@ def combine(tallies: Iterable[Tally], classes: int, *, independence: float, mass
         low, high = beta_quantile((1 - mass) / 2, a, b), beta_quantile((1 + mass) / 2, a, b)
         interval.append((min(low, p), max(high, p)))
     return Posterior(probabilities, tuple(interval), counts, judged, dict(sorted(marks.items())))
-
-
-def beta_cdf(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function I_x(a, b) by Lentz's continued fraction (DLMF 8.17.22)."""
-    if x <= 0:
-        return 0.0
-    if x >= 1:
-        return 1.0
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    if x < (a + 1) / (a + b + 2):
-        return front * _continued_fraction(x, a, b) / a
-    return 1 - front * _continued_fraction(1 - x, b, a) / b
-
-
-def _continued_fraction(x: float, a: float, b: float) -> float:
-    tiny = 1e-300
-    c, d = 1.0, 1 - (a + b) * x / (a + 1)
-    d = 1 / (d if abs(d) > tiny else tiny)
-    value = d
-    for m in range(1, 400):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 + numerator * d
-            d = 1 / (d if abs(d) > tiny else tiny)
-            c = 1 + numerator / c
-            c = c if abs(c) > tiny else tiny
-            value *= c * d
-        if abs(c * d - 1) < 1e-14:
-            break
-    return value
-
-
-def beta_quantile(q: float, a: float, b: float) -> float:
-    """The x in [0, 1] with beta_cdf(x, a, b) = q, to 1e-10, by the secant method kept inside a bracket."""
-    low, high, f_low, f_high = 0.0, 1.0, -q, 1 - q
-    side = 0
-    x = a / (a + b)
-    for _ in range(200):
-        f = beta_cdf(x, a, b) - q
-        if f == 0 or high - low < 1e-10:
-            return x
-        if f < 0:
-            low, f_low = x, f
-            f_high = f_high / 2 if side < 0 else f_high
-            side = -1
-        else:
-            high, f_high = x, f
-            f_low = f_low / 2 if side > 0 else f_low
-            side = 1
-        x = low + (high - low) * f_low / (f_low - f_high)
-        if not low + 1e-12 < x < high - 1e-12:
-            x = (low + high) / 2
-    return x

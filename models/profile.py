@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
+from models.bounded_yaml import read_yaml
 from models.domain import Reference, parse_reference
 
 MANIFEST = "profile.yaml"
@@ -143,8 +143,8 @@ class LoadedProfile:
 def parse_profile(text: str | bytes) -> Profile:
     """Read profile.yaml; raises ProfileInvalid naming every wrong field."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        document = read_yaml(text if isinstance(text, str) else text.decode())[1]
+    except ValueError as error:
         raise ProfileInvalid(f"{MANIFEST} is not YAML: {error}") from error
     if not isinstance(document, dict):
         raise ProfileInvalid(f"{MANIFEST} must be a mapping")
@@ -181,7 +181,7 @@ def _golden_pair(content: bytes, classes: int) -> tuple[NDArray[np.uint16], NDAr
         raise ProfileInvalid(f"{GOLDEN} is not safetensors: {error}") from error
     except KeyError as error:
         raise ProfileInvalid(f"{GOLDEN} lacks the tensor {error}") from error
-    if inputs.dtype != np.uint16 or len(inputs) == 0 or outputs.shape != (len(inputs), classes):
+    if inputs.dtype != np.uint16 or inputs.ndim == 0 or len(inputs) == 0 or outputs.shape != (len(inputs), classes):
         raise ProfileInvalid(f"{GOLDEN}: inputs {inputs.dtype} {inputs.shape}, outputs {outputs.shape} do not fit")
     return inputs, outputs.astype(np.float32)
 

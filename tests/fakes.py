@@ -94,3 +94,10 @@ class ToldFolder:
     def wait_s(self, now: float) -> float:
         """Only the test knows."""
         return 3600.0
+
+    def modified_ns(self, path: str) -> int | None:
+        """As the disk has it."""
+        try:
+            return (self.folder / path).stat().st_mtime_ns
+        except OSError:
+            return None

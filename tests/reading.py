@@ -15,13 +15,13 @@ from agent.formats import Limits
 from agent.formats.detect import open_parser
 from agent.identity import Plain
 from agent.imager import Layout, plan
-from agent.intake import PatientClosed, Problem, Progress, SlideClosed, Told
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened, Told
 from agent.layouts import Layouts
-from agent.ledger import CountedPatch
+from agent.ledger import CountedPatch, FileStanding
 from agent.naming import NamingSettings, rules_of
+from agent.patience import Patience
 from agent.reader import Reader
 from agent.reducer import Reducer
-from agent.roster import Patience
 from models.contract import ModelInput, SlideKey
 from models.posterior import Posterior
 from models.registry import MODALITIES
@@ -60,6 +60,8 @@ class Bench:
         self.ledger: list[CountedPatch] = []
         self.problems: list[Problem] = []
         self.closed: list[SlideClosed | PatientClosed] = []
+        self.files: dict[str, FileStanding] = {}
+        self.reopened: list[SlideKey] = []
         self.restart()
 
     def restart(self, finished: Iterable[SlideKey] = ()) -> None:
@@ -75,15 +77,18 @@ class Bench:
             open_parser,
             limits=Limits(),
             patience=Patience(settle_s=1.0),
-            counted=[row.key for row in self.ledger],
+            counted={row.key: row.pixels for row in self.ledger},
             finished=finished,
+            files=self.files.values(),
         )
         root = self.folder.folder
         self.folder.touched = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
 
     def poll(self, now: float) -> None:
-        """One turn of the reader, everything it tells taken to the reducer."""
+        """Turns of the reader until nothing waits, everything it tells taken to the reducer."""
         self.take(self.reader.poll(now))
+        while self.reader.behind:
+            self.take(self.reader.poll(now))
 
     def take(self, tellings: Iterable[Told]) -> None:
         """As the rooms behind the reader do."""
@@ -94,6 +99,10 @@ class Bench:
                 self.reducer.slide(told.slide).follow(told)
             elif isinstance(told, Problem):
                 self.problems.append(told)
+            elif isinstance(told, FileStanding):
+                self.files[told.file_id] = told
+            elif isinstance(told, SlideReopened):
+                self.reopened.append(told.slide)
             else:
                 self._run(self.batcher.flush())
                 self.closed.append(told)
@@ -110,7 +119,8 @@ class Bench:
 
     def _run(self, batch: Batch | None) -> None:
         if batch is not None:
-            self.ledger += self.reducer.run(batch)
+            rows = {row.key: row for row in self.reducer.run(batch)}
+            self.ledger[:] = [row for row in self.ledger if row.key not in rows] + list(rows.values())
 
 
 def at_once(folder: Path, files: dict[PurePosixPath, bytes]) -> dict[SlideKey, Outcome]:

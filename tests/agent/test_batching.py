@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.batching import Batch, Batcher
+from agent.batching import Batch, Batcher, Rejected
 from models.contract import ModelInput, PatchKey
 
 PIXELS = np.zeros((2, 4, 4), np.uint16)
@@ -60,14 +60,14 @@ def test_rejected_patches_wait_too_but_fill_nothing() -> None:
     batch = batcher.add(patch(3), 1.5)
     assert batch is not None
     assert numbers(batch) == [1, 3]
-    assert batch.rejected == ((patch(0).key, "empty"), (patch(2).key, "blood"))
+    assert batch.rejected == (Rejected(patch(0).key, "empty"), Rejected(patch(2).key, "blood"))
 
 
 def test_rejections_alone_make_a_batch_without_inputs() -> None:
     """When only rejections wait, a flush still hands them over."""
     batcher = Batcher(2, 0.5)
     batcher.add(patch(0, "empty"), 0.0)
-    assert batcher.flush() == Batch((), ((patch(0).key, "empty"),))
+    assert batcher.flush() == Batch((), (Rejected(patch(0).key, "empty"),))
 
 
 def test_each_input_keeps_its_own_time() -> None:
@@ -102,7 +102,7 @@ def test_in_equals_out_against_an_obvious_loop(size: int, steps: list[tuple[str,
             expected.append((inputs, rejected))
             inputs, rejected = [], []
     batches = [batch for batch in found if batch is not None]
-    assert [(numbers(batch), [key.x for key, _ in batch.rejected]) for batch in batches] == expected
+    assert [(numbers(batch), [key.x for key, *_ in batch.rejected]) for batch in batches] == expected
 
 
 def test_rejections_alone_need_not_wait() -> None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from agent.acquisition import State
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed, Told
-from agent.roster import Patience, Roster
+from agent.patience import Patience
+from agent.roster import Roster
 from agent.source import Reading, Source
 from models.contract import Part, PatchKey, SlideKey
+from models.posterior import Counting
 from models.registry import MODALITIES
 from tests.fakes import fake_profile
 
@@ -39,15 +41,15 @@ class Table:
         finished: Iterable[SlideKey] = (),
     ) -> None:
         self.assembler = MODALITIES["srh"].make_assembler(fake_profile())
-        self.roster = Roster(self.assembler, patience, counted, finished)
+        self.roster = Roster(self.assembler, patience, dict.fromkeys(counted), finished)
         self.told: list[Told] = []
         self._number = itertools.count()
 
-    def arrive(self, part: Part, now: float, expected: int | None = 2) -> Source:
+    def arrive(self, part: Part, now: float, expected: int | None = 2, *, live: bool = True) -> Source:
         """The first bytes of a part's file, which tell its shape."""
         source = Source(Path("file"), f"file{next(self._number)}", None, now)
         self.roster.arrival(part, now).sources.setdefault(0, []).append(source)
-        self.told += self.roster.receive(part, now)
+        self.told += self.roster.receive(part, now, live=live)
         if expected is not None:
             expected = self.assembler.begin(part, 0, 2000, 1000)
         self.told += self.roster.expect(part, expected)
@@ -74,7 +76,7 @@ def test_a_slide_is_complete_with_its_last_expected_part() -> None:
     """Two strips of 2000 rows: progress is told whenever it changes, the closing once, with the last part."""
     table = Table()
     for number in (0, 1):
-        table.arrive(strip(number), float(number))
+        table.arrive(strip(number), float(number), live=False)
         table.finish(strip(number), number + 0.5)
     assert table.told == [
         Progress(SLIDE, State.RECEIVING, 0, None, 0.0, live=False),
@@ -91,29 +93,28 @@ def test_progress_is_told_only_when_it_changes() -> None:
     table = Table()
     table.arrive(strip(0), 0.0)
     before = len(table.told)
-    table.told += table.roster.receive(strip(0), 1.0)
+    table.told += table.roster.receive(strip(0), 1.0, live=True)
     assert len(table.told) == before
     assert table.roster.last_byte_s == 1.0
 
 
-def test_only_what_arrives_after_the_first_look_is_live() -> None:
-    """What lay in the folder at the start is not live, more bytes of it are. A look that failed is no first look."""
+def test_what_lay_in_the_folder_is_not_live() -> None:
+    """Whoever reads says what is live; more bytes of what lay there at the start are."""
     table = Table()
-    list(table.roster.silence(0.0, looked=False))
-    table.arrive(strip(0), 1.0)
+    table.arrive(strip(0), 1.0, live=False)
     assert {told.live for told in table.of(Progress) if isinstance(told, Progress)} == {False}
     table.silence(2.0)
-    (progress,) = table.roster.receive(strip(0), 3.0)
+    (progress,) = table.roster.receive(strip(0), 3.0, live=True)
     assert isinstance(progress, Progress) and progress.live and progress.state is State.RECEIVING
 
 
 def test_progress_is_told_again_while_bytes_arrive_and_only_then() -> None:
     """A slide that scans for long is told about once a minute; in silence nothing is."""
     table = Table(Patience(stall_after_s=10_000.0, slide_quiet_s=10_000.0, patient_quiet_s=10_000.0))
-    table.arrive(strip(0), 0.0)
+    table.arrive(strip(0), 0.0, live=False)
     table.silence(0.0)
-    list(table.roster.receive(strip(0), 1.0))  # live from now on
-    again = [now for now in range(2, 200) if list(table.roster.receive(strip(0), float(now)))]
+    list(table.roster.receive(strip(0), 1.0, live=True))  # live from now on
+    again = [now for now in range(2, 200) if list(table.roster.receive(strip(0), float(now), live=True))]
     assert again == [61, 121, 181]
     assert not [now for now in range(200, 2000, 10) if table.silence(float(now))]
 
@@ -122,7 +123,7 @@ def test_silence_ends_a_slide_whose_number_of_parts_is_unknown() -> None:
     """Patches of an unknown number: complete after the quiet time, not a moment before."""
     table = Table()
     part = Part(SLIDE, "patch", 0, (300, 600))
-    table.arrive(part, 10.0, expected=None)
+    table.arrive(part, 10.0, expected=None, live=False)
     table.finish(part, 10.0)
     assert not table.silence(29.9)
     assert table.silence(30.0) == [
@@ -151,7 +152,7 @@ def test_a_stalled_slide_that_goes_on_closes_again() -> None:
     table.arrive(strip(1), 0.0)
     table.finish(strip(0), 0.0)
     table.silence(100.0)
-    table.told += table.roster.receive(strip(1), 200.0)
+    table.told += table.roster.receive(strip(1), 200.0, live=True)
     table.finish(strip(1), 201.0)
     assert [told.state for told in table.of(Progress) if isinstance(told, Progress)][-3:] == [
         State.STALLED,
@@ -217,10 +218,12 @@ def test_closing_on_command_takes_one_or_all() -> None:
 
 
 def test_a_patch_is_new_once_a_restart_included() -> None:
-    """count is True the first time only; patches that the ledger knows are old."""
+    """count says it the first time only; patches that the ledger knows are old, those with other pixels corrected."""
     known, fresh = PatchKey("P1", "S1", 0, 0, 0), PatchKey("P1", "S1", 0, 300, 0)
     roster = Table(counted=[known]).roster
-    assert [roster.count(known), roster.count(fresh), roster.count(fresh)] == [False, True, False]
+    roster.arrival(Part(known.of_slide, "strip", 0), 0.0)
+    counted = [roster.count(known, 7), roster.count(fresh, 7), roster.count(fresh, 7), roster.count(fresh, 8)]
+    assert counted == [Counting.SAME, Counting.NEW, Counting.SAME, Counting.CORRECTED]
 
 
 def test_patients_from_before_a_restart_end_by_silence() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agent.acquisition import State
-from agent.batching import Batch, Timed
+from agent.batching import Batch, Rejected, Timed
 from agent.engine import Engine
 from agent.errors import EngineError, FormatError
 from agent.handover import CancelToken, Handover
@@ -147,7 +147,7 @@ def batch(
 ) -> Batch:
     """Patches by number and rejections by number and reason."""
     inputs = tuple(Timed(patch(number, slide), seen_s) for number in numbers)
-    return Batch(inputs, tuple((patch(number, slide).key, why) for number, why in rejected))
+    return Batch(inputs, tuple(Rejected(patch(number, slide).key, why) for number, why in rejected))
 
 
 def progress(state: State, done: int = 0, expected: int | None = 2, slide: SlideKey = SLIDE) -> Progress:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from models.beta import beta_cdf, beta_quantile
 from models.contract import PatchKey
 from models.domain import MARKS, Marks
-from models.posterior import FRACTION_BITS, Counts, Tally, beta_cdf, beta_quantile, combine, to_fixed
+from models.posterior import FRACTION_BITS, Counts, Tally, combine, to_fixed
 
 K = 4
 

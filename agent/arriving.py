@@ -1,0 +1,64 @@
+"""One slide on its way: its parts and their files, and what of it has been told. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from agent.acquisition import Acquisition, State
+from agent.arrivals import Arrival
+from agent.intake import Problem, Progress
+from agent.patience import Patience
+from models.contract import Part
+
+RETELL_S = 60.0
+"""While bytes arrive, a slide's progress is told at least this often, so that `current` can be renewed."""
+
+
+@dataclass
+class ArrivingSlide:
+    """The files and parts of one slide, and what was told of it."""
+
+    acquisition: Acquisition
+    arrivals: dict[Part, Arrival] = field(default_factory=dict)
+    expected: dict[Part, int] = field(default_factory=dict)
+    live: bool = False
+    """Something arrived after the first look into the folder."""
+    told: tuple[State, int, int | None, bool] | None = None
+    told_s: float = -math.inf
+    """Last byte when it was told."""
+    corrected: bool = False
+    """A patch has other pixels than those that were counted, and no final was asked for since."""
+    afterwards: bool = False
+    """Read again after its patient had ended: nobody is on the table because of it."""
+
+    def limit_s(self, patience: Patience) -> float | None:
+        """How long a slide may be silent; None when silence means nothing (any more)."""
+        if self.acquisition.closed or self.acquisition.state is not State.RECEIVING:
+            return None
+        return patience.slide_quiet_s if self.acquisition.may_be_whole else patience.stall_after_s
+
+    def explain(self) -> Iterator[Problem]:
+        """What is at fault for a slide that is not complete."""
+        acquisition = self.acquisition
+        for arrival in self.arrivals.values():
+            if arrival.part in acquisition.done:
+                continue
+            why = arrival.why_unformed()
+            for source, detail in arrival.silent_files():
+                if why not in source.reported:
+                    source.reported.add(why)
+                    yield Problem(why, detail, arrival.part.slide, source.file_id)
+        expected = "an unknown number of" if acquisition.expected is None else str(acquisition.expected)
+        detail = f"nothing arrives any more; {len(acquisition.done)} of {expected} parts are complete"
+        yield Problem("stalled", detail, acquisition.slide)
+
+    def tell(self) -> Iterator[Progress]:
+        """Where the slide stands, if that is news."""
+        acquisition = self.acquisition
+        now_told = (acquisition.state, len(acquisition.done), acquisition.expected, self.live)
+        if now_told != self.told or acquisition.last_byte_at - self.told_s >= RETELL_S:
+            self.told, self.told_s = now_told, acquisition.last_byte_at
+            state, done, expected, live = now_told
+            yield Progress(acquisition.slide, state, done, expected, acquisition.last_byte_at, live)

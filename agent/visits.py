@@ -1,0 +1,191 @@
+"""One look at one file: where it belongs, what is new in it, whether it still is what was read.
+
+When to look at which file is the reader's matter, its bytes are agent.pump's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+import structlog
+
+from agent.arrivals import Arrival
+from agent.closed_files import ClosedFiles
+from agent.errors import FormatError
+from agent.identity import Naming
+from agent.intake import SlideReopened, Told
+from agent.layouts import IMAGES, Misnumbered, Placed, Unknown, Waiting, may_be_image
+from agent.patience import Patience
+from agent.placing import Placing
+from agent.pump import RETRY_S, Pump
+from agent.roster import Roster
+from agent.source import Reading, Source
+
+MOST_SOURCES = 1000
+"""So many files are remembered before it is looked which of them need not be."""
+
+
+class Visits:
+    """See the module's docstring. Without `examine`, files are taken to be as they were when they were read."""
+
+    def __init__(
+        self,
+        folder: Path,
+        naming: Naming,
+        placing: Placing,
+        roster: Roster,
+        pump: Pump,
+        patience: Patience,
+        closed: ClosedFiles,
+        *,
+        examine: bool,
+    ) -> None:
+        self._folder = folder
+        self._naming = naming
+        self._placing = placing
+        self._roster = roster
+        self._pump = pump
+        self._patience = patience
+        self._closed = closed
+        self._examine = examine
+        self._sources: dict[str, Source] = {}
+        self._most_sources = MOST_SOURCES
+        self.again: list[str] = []
+        """Paths that a look showed to need another one; whoever looks takes them out."""
+        self._log = structlog.get_logger("reader")
+
+    def of(self, path: str) -> Source | None:
+        """The file under a path; None for one that is no image, not placed yet, or done with."""
+        return self._sources.get(path)
+
+    def settles_in_s(self, path: str, now: float) -> float:
+        """Seconds until a file that has not changed any more counts as settled; infinity when that means nothing."""
+        source = self._sources.get(path)
+        wait_s = None if source is None else source.settles_in_s(now, self._patience.settle_s)
+        return math.inf if wait_s is None else wait_s
+
+    def meet(self, path: str, now: float) -> Iterator[Told]:
+        """A path that nobody knows yet: where does it belong?"""
+        if path in self._sources:
+            return
+        place = self._placing.by_name(path, now)
+        if isinstance(place, Misnumbered):
+            yield from self._placing.misnumbered(path, place)
+        elif isinstance(place, Placed) or (isinstance(place, Unknown) and may_be_image(PurePosixPath(path))):
+            placed = place if isinstance(place, Placed) else None
+            self._sources[path] = Source(self._folder / path, self._naming.of("file", path), placed, now)
+            self._spare_memory()
+
+    def visit(self, path: str, now: float, *, live: bool) -> Iterator[Told]:
+        """Everything that is new in a file; `live`: it came while the agent ran."""
+        source = self._sources.get(path)
+        if source is None:
+            return
+        if source.placed is None:
+            yield from self._place_by_tags(path, source, now, live)
+        if source.placed is None:
+            return
+        if self._roster.is_finished(source.placed.part) and not self._roster.holds(source):
+            yield from self._late(path, source, now)
+            return
+        self._reconsider(source, now)
+        arrival = self._roster.arrival(source.placed.part, now)
+        if arrival.add(source):
+            detail = "another file holds the same part of the slide; this one is read only if that one is lost"
+            yield from self._pump.tell(source, "duplicate", detail)
+            yield self._pump.standing(source, "duplicate")
+        yield from self._pump.drain(arrival, now, live=live)
+        if self._examine:
+            yield from self._pump.examine(arrival, now)
+            self._close_examined(arrival)
+
+    def removed(self, path: str, now: float, *, live: bool) -> Iterator[Told]:
+        """A file is gone."""
+        self._placing.forget(path)
+        self._closed.forget(path)
+        source = self._sources.pop(path, None)
+        if source is None or source.placed is None or source.reading is Reading.DONE:
+            return
+        source.reading = Reading.GONE
+        yield from self._pump.tell(source, "vanished", "the file was removed before it was complete")
+        if not self._roster.is_finished(source.placed.part):
+            yield from self._roster.lost(source.placed.part)
+            arrival = self._roster.arrival(source.placed.part, now)
+            yield from self._pump.drain(arrival, now, live=live)  # a copy may serve
+
+    def _late(self, path: str, source: Source, now: float) -> Iterator[Told]:
+        """A file of a slide that is finished: if it is not as it was then, the whole slide is read again."""
+        assert source.placed is not None
+        slide = source.placed.part.slide
+        try:
+            stamp = source.tail.stamp(now)
+        except OSError as error:
+            source.retry_after(now + RETRY_S, error.strerror or str(error))
+            return
+        before = self._closed.stamp(path, source.file_id)
+        del self._sources[path]
+        if not self._examine or stamp == before or (before is None and not self._roster.knows_patches(slide)):
+            self._closed.close(path, slide, stamp)
+            return
+        if before is not None:
+            detail = "a file of a finished slide changed; the slide is read again, and corrected if need be"
+            yield from self._pump.tell(source, "changed_late", detail)
+        yield SlideReopened(slide)
+        self._roster.reopen(slide, now)
+        of_slide = {p for p, s in self._sources.items() if s.placed and s.placed.part.slide == slide}
+        self.again += sorted({path, *of_slide, *self._closed.reopen(slide)})
+        for other in of_slide:
+            del self._sources[other]
+
+    def _close_examined(self, arrival: Arrival) -> None:
+        """What is certain needs no look until it changes."""
+        for source in arrival.files():
+            if source.examined:
+                path = source.tail.path.relative_to(self._folder).as_posix()
+                self._closed.close(path, arrival.part.slide, (source.tail.size, source.tail.mtime_ns))
+
+    def _spare_memory(self) -> None:
+        """Forget files of finished slides, of which `_closed` knows enough."""
+        if len(self._sources) < self._most_sources:
+            return
+        for path, source in list(self._sources.items()):
+            if source.examined and not self._roster.holds(source):
+                del self._sources[path]
+        self._most_sources = max(MOST_SOURCES, 2 * len(self._sources))
+
+    def _reconsider(self, source: Source, now: float) -> None:
+        """A refused file that has changed since is read again, once it has settled."""
+        if source.reading is Reading.REFUSED:
+            with suppress(OSError):  # it is asked for again when the folder tells of it
+                source.reconsider(now, self._patience.settle_s)
+
+    def _place_by_tags(self, path: str, source: Source, now: float, live: bool) -> Iterator[Told]:
+        """No rule knows the name: look whether it is an image, and whether its tags tell where it belongs."""
+        self._reconsider(source, now)
+        try:
+            self._pump.look(source, now, header_only=True)
+        except FormatError as error:
+            if PurePosixPath(path).suffix.lower() in IMAGES:
+                detail = f"{error.detail}; no naming rule knows its name either"
+                yield from self._pump.refuse(source, error.reason, detail)
+            else:
+                self._log.info("ignored", file=source.file_id, why=error.reason)
+            return
+        if source.header is None:
+            return
+        place = self._placing.by_tags(path, source.header.tags, source.header.planes, now)
+        if isinstance(place, Waiting):
+            return
+        if isinstance(place, Placed):
+            source.placed = place
+            if not self._roster.is_finished(place.part):
+                self._roster.arrival(place.part, now)
+                yield from self._roster.receive(place.part, now, live=live)
+            return
+        reason, detail = "unknown_name", "no naming rule and no tag places this image"
+        if isinstance(place, Misnumbered):
+            reason, detail = "misnumbered", place.detail
+        yield from self._pump.refuse(source, reason, detail)
