@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.calls import asking
+
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ncpfs", "afs", "ceph", "glusterfs", "virtiofs"}
 
 
@@ -15,7 +17,8 @@ def file_system_of(path: Path, mounts: str | None = None) -> str:
         except OSError:
             return ""
     best, kind = "", ""
-    real = str(path.resolve())
+    with asking():
+        real = str(path.resolve())
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
         point = left.split()[4].replace("\\040", " ")

@@ -6,29 +6,22 @@ nothing that another host writes there raises an event.
 
 from __future__ import annotations
 
-import os
 import stat
 import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import structlog
-from watchdog.events import DirCreatedEvent, DirMovedEvent, FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver, EventEmitter
 
-from agent.mounts import file_system_of, is_network
+from agent.calls import asking, kept_s
+from agent.hints import Hints
+from agent.listening import Listening
+from agent.walk import Found, Stamp, stamp_of, walk
 
-Stamp = tuple[int, int, int, int]
-"""(inode, size, mtime and ctime in ns): what a scan compares. A mended permission shows in ctime only."""
-EVENTS_RETRY_S = 60.0
-"""Pause before events are tried again after the kernel refused them."""
-MAX_HINTS = 65_536
-"""Paths remembered from events; beyond it a scan looks at everything instead."""
+SCAN_REST = 4
+"""A scan is followed by so many times its own length without one: a large folder must not keep the reader busy."""
 
 
 @dataclass
@@ -42,38 +35,15 @@ class Changes:
     """How many of the touched ones no event had announced (0 where there are no events)."""
     unavailable: str | None = None
     """Why the folder itself could not be read; None when it could."""
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-class _Hints(FileSystemEventHandler):
-    """Runs on watchdog's thread: only remembers and wakes."""
-
-    def __init__(self, hints: deque[str | None], wake: Callable[[], None]) -> None:
-        self._hints = hints
-        self._wake = wake
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        # Our own reads raise opened and closed-without-write events.
-        if event.event_type not in ("created", "modified", "moved", "deleted", "closed"):
-            return
-        if event.is_directory:
-            if event.event_type == "modified":
-                return
-            # Files that are already inside a new directory raise no event of their own.
-            whole = isinstance(event, DirCreatedEvent | DirMovedEvent) or event.event_type == "deleted"
-            self._hints.append(None if whole else os.fsdecode(event.src_path))
-        else:
-            self._hints.append(os.fsdecode(event.src_path))
-            if event.dest_path:
-                self._hints.append(os.fsdecode(event.dest_path))
-        self._wake()
+    away_s: float = field(default=0.0, compare=False)
+    """Seconds since the last poll with an available folder in which it was not, or did not answer: no silence."""
 
 
 class Watch:
-    """The folder's changes, one `poll` at a time. `wake` is called (on another thread) when a poll would pay."""
+    """The folder's changes, one `poll` at a time. `wake` is called (on another thread) when a poll would pay.
+
+    Whatever asks the folder runs on the thread that polls, and is marked in agent.calls: the folder may not answer.
+    """
 
     def __init__(
         self,
@@ -81,132 +51,122 @@ class Watch:
         *,
         mode: Literal["auto", "events", "scan"] = "auto",
         scan_interval_s: float = 2.0,
-        follow_symlinks: bool = False,
+        follow_symlinks: Iterable[Path] = (),
         wake: Callable[[], None] = lambda: None,
     ) -> None:
+        """`follow_symlinks`: folders into which symbolic links may lead; see agent.walk."""
         self.folder = folder
         self.unavailable: str | None = None
         """Why the folder could not be read at the last scan; None when it could."""
         self.scan_only_finds = 0
-        self._events = mode == "events" or (mode == "auto" and not is_network(file_system_of(folder)))
         self.scan_interval_s = scan_interval_s
-        self._follow = follow_symlinks
-        self._known: dict[str, Stamp] = {}
-        self._hints: deque[str | None] = deque(maxlen=MAX_HINTS)
-        self._wake = wake
-        self._observer: BaseObserver | None = None
-        self._next_scan = float("-inf")
         self.scanned_once = False
-        self._told_no_events = False
-        self._next_start = float("-inf")
-        self._told_forbidden: set[str] = set()
+        self._link_targets = tuple(follow_symlinks)
+        self._known: dict[str, Stamp] = {}
+        self._hints = Hints(wake)
+        self._listening = Listening(folder, mode, self._hints)
+        self._is_whole_wanted = False
+        """Something was heard that only a scan can tell."""
+        self._kept_s: float | None = None
+        """Seconds that slow calls had kept the thread at the last poll with an available folder; None before it."""
+        self._missed_at: float | None = None
+        """Monotonic seconds at which the folder became unavailable."""
+        self._next_scan = float("-inf")
+        self._rests_until = float("-inf")
+        self._closed: dict[str, str] = {}
+        """What could not be looked at in the last scan."""
         self._root: tuple[int, int] | None = None
         """Device and inode of the folder at the last scan."""
         self._log = structlog.get_logger("watch")
 
     def start(self) -> None:
-        """Begin to listen for events, where there are any."""
-        if not self._events:
-            self._log.info("watching", by="scan", file_system=file_system_of(self.folder))
-            return
-        if not self.folder.is_dir():
-            return  # the scan says so, and start is tried again
-        # watchdog warns with the paths of the folder in it: identities, which must not reach the log.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
-        emitters: list[EventEmitter] = []
-        try:
-            observer = Observer()
-            observer.name = "watch-events"
-            observer.schedule(_Hints(self._hints, self._wake), str(self.folder), recursive=True)
-            emitters = list(observer.emitters)
-            observer.start()
-        except OSError as error:
-            # No inotify watch or instance left: the scan carries on alone, and start is tried again in a while.
-            for emitter in emitters:
-                emitter.stop()  # or each attempt would keep its descriptors
-            self._next_start = time.monotonic() + EVENTS_RETRY_S
-            if not self._told_no_events:
-                self._log.warning("no_events", detail=error.strerror)
-            self._told_no_events = True
-            return
-        self._observer, self._told_no_events = observer, False
-        self._log.info("watching", by="events and scan", file_system=file_system_of(self.folder))
+        """Begin to listen for events, where there are any; the first `poll` does it, too."""
+        self._listening.start()
 
     def stop(self) -> None:
         """Stop listening."""
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join()
-            self._observer = None
+        self._listening.stop()
+
+    @property
+    def events_lost(self) -> int:
+        """How often listening was begun anew, since events were lost."""
+        return self._listening.lost
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next scan is due."""
-        return 0.0 if self._hints else max(0.0, self._next_scan - now)
+        """Seconds until a poll would find something, as far as can be known now."""
+        wait_s = max(0.0, self._next_scan - now)
+        if self._is_whole_wanted:
+            wait_s = min(wait_s, max(0.0, self._rests_until - time.monotonic()))
+        return 0.0 if len(self._hints) else wait_s
+
+    def modified_ns(self, path: str) -> int | None:
+        """When a file was last modified by its file system's clock, as of the last look; None for an unknown path."""
+        stamp = self._known.get(path)
+        return None if stamp is None else stamp[2]
 
     def poll(self, now: float) -> Changes:
         """What changed since the last poll: what events hinted at, and everything when a scan is due."""
-        hinted, whole = self._drain()
-        touched = {path for path in hinted if self._look(path)}
-        if not whole and now < self._next_scan:
-            removed = [path for path in hinted if path in self._known and self._is_gone(path)]
-            for path in removed:
-                del self._known[path]
-            return Changes(sorted(touched), sorted(removed), unavailable=self.unavailable)
-        self._supervise()
+        changes = self._poll(now)
+        if changes.unavailable is None:
+            missed_s = 0.0 if self._missed_at is None else time.monotonic() - self._missed_at
+            kept = kept_s()
+            changes.away_s = max(missed_s, 0.0 if self._kept_s is None else kept - self._kept_s)
+            self._kept_s, self._missed_at = kept, None
+        elif self._missed_at is None:
+            self._missed_at = time.monotonic()
+        return changes
+
+    def _poll(self, now: float) -> Changes:
+        hinted, is_whole = self._hints.take()
+        self._is_whole_wanted |= is_whole
+        self._listening.hear(hinted, everything=is_whole)
+        with asking() as again:
+            touched = {path for path in hinted if self._look(path, again)}
+            if now < self._next_scan and not (self._is_whole_wanted and time.monotonic() >= self._rests_until):
+                removed = [path for path in hinted if path in self._known and self._is_gone(path, again)]
+                for path in removed:
+                    del self._known[path]
+                return Changes(sorted(touched), sorted(removed), unavailable=self.unavailable)
+        return self._poll_whole(now, touched)
+
+    def _poll_whole(self, now: float, touched: set[str]) -> Changes:
+        was_heard, self._is_whole_wanted = self._is_whole_wanted, False
+        if self.unavailable is None:
+            self._listening.supervise()
+        begun, root = time.monotonic(), self._root
         found = self._scan()
-        self._next_scan = now + self.scan_interval_s
+        busy_s = (1 + SCAN_REST) * (time.monotonic() - begun)
+        self._rests_until = begun + busy_s
+        self._next_scan = now + max(self.scan_interval_s, busy_s)
         if found is None:
             return Changes(sorted(touched), unavailable=self.unavailable)
-        found_by_scan = {path for path, stamp in found.items() if self._known.get(path) != stamp}
-        # What another folder under this name (an unmounted share's empty mount point) lacks was not removed.
-        removed = [] if self.unavailable else [path for path in self._known if path not in found]
-        self._known = found
-        alone = len(found_by_scan - touched) if self._observer is not None and self.scanned_once and not whole else 0
-        self.scan_only_finds += alone
+        found_by_scan = {path for path, stamp in found.files.items() if self._known.get(path) != stamp}
+        # What another folder under this name lacks was not removed.
+        removed = [] if self.unavailable else [path for path in self._known if path not in found.files]
+        self._known = found.files
+        alone: set[str] = set()
+        if self._listening.is_on and self._root == root and not was_heard:
+            alone = found_by_scan - touched - found.behind_links
+        self.scan_only_finds += len(alone)
+        self._listening.judge(alone)
         self.scanned_once = True
-        return Changes(sorted(touched | found_by_scan), sorted(removed), alone, self.unavailable)
+        return Changes(sorted(touched | found_by_scan), sorted(removed), len(alone), self.unavailable)
 
-    def _drain(self) -> tuple[set[str], bool]:
-        whole = len(self._hints) == MAX_HINTS
-        hinted: set[str] = set()
-        prefix = str(self.folder) + os.sep
-        while self._hints:
-            path = self._hints.popleft()
-            if path is None:
-                whole = True
-            elif path.startswith(prefix):
-                hinted.add(path[len(prefix) :])
-        return hinted, whole
-
-    def _look(self, path: str) -> bool:
+    def _look(self, path: str, again: Callable[[], None]) -> bool:
         """Whether one hinted file is new or changed; remembers it."""
+        again()
         try:
-            status = (self.folder / path).stat(follow_symlinks=self._follow)
+            status = (self.folder / path).lstat()
         except OSError:
             return False
-        stamp = _stamp(status)
+        stamp = stamp_of(status)
         if not stat.S_ISREG(status.st_mode) or self._known.get(path) == stamp:
             return False
         self._known[path] = stamp
         return True
 
-    def _scan(self) -> dict[str, Stamp] | None:
-        try:
-            status = self.folder.stat()
-            found = dict(self._walk(str(self.folder), ""))
-        except OSError as error:
-            # Not "everything was removed": an unmounted share says nothing about its files.
-            self.unavailable = error.strerror or str(error)
-            return None
-        self.unavailable = None
-        if self._root not in (None, (status.st_dev, status.st_ino)):
-            self.unavailable = "another folder has taken its place (was a share unmounted?)"
-            self.stop()
-            self.start()
-        self._root = (status.st_dev, status.st_ino)
-        return found
-
-    def _is_gone(self, path: str) -> bool:
+    def _is_gone(self, path: str, again: Callable[[], None]) -> bool:
+        again()
         try:
             (self.folder / path).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -215,36 +175,39 @@ class Watch:
             return False  # cannot be told now: the scan will
         return False
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[tuple[str, Stamp]]:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    if entry.is_dir(follow_symlinks=self._follow):
-                        yield from self._walk(entry.path, f"{prefix}{entry.name}/")
-                    elif entry.is_file(follow_symlinks=self._follow):
-                        status = entry.stat(follow_symlinks=self._follow)
-                        yield f"{prefix}{entry.name}", _stamp(status)
-                except FileNotFoundError:
-                    continue  # vanished between listing and looking
-                except PermissionError:
-                    # Its files are not gone, they only cannot be seen now.
-                    inside = f"{prefix}{entry.name}"
-                    yield from ((p, s) for p, s in self._known.items() if p == inside or p.startswith(f"{inside}/"))
-                    if inside not in self._told_forbidden:
-                        self._told_forbidden.add(inside)
-                        self._log.warning("not_permitted", detail="a folder or file cannot be looked at")
-
-    def _supervise(self) -> None:
-        """Start listening again when one of watchdog's threads has died or could not start."""
-        if not self._events or self._listens():
-            return
-        if self._observer is not None:
-            self._log.warning("events_lost", detail="the event thread died; it is started again")
+    def _scan(self) -> Found | None:
+        """Everything in the folder; None when it says nothing about the files that are known."""
+        try:
+            with asking():
+                status = self.folder.stat()
+            found = walk(self.folder, self._link_targets)
+        except OSError as error:
+            # Not "everything was removed": an unmounted share says nothing about its files.
+            self._miss(error.strerror or str(error))
+            return None
+        root, before = (status.st_dev, status.st_ino), self._root
+        self.unavailable = None
+        if before is not None and root != before:
+            if self._known and root[0] != before[0] and not found.files and not found.closed:
+                self._miss("it is empty and on another file system than before (was a share unmounted?)")
+                return None
+            if self._known:
+                self.unavailable = "another folder has taken its place (was a share unmounted?)"
             self.stop()
-        if self.scanned_once and time.monotonic() >= self._next_start:
             self.start()
+        self._root = root
+        self._keep_closed(found)
+        return found
 
-    def _listens(self) -> bool:
-        """Whether events can come. The observer outlives its emitter, which ends when the folder is deleted."""
-        observer = self._observer
-        return observer is not None and observer.is_alive() and all(e.is_alive() for e in observer.emitters)
+    def _miss(self, why: str) -> None:
+        """The folder is away. Whatever comes in its place, be it itself, is listened to anew."""
+        self.unavailable = why
+        self.stop()
+
+    def _keep_closed(self, found: Found) -> None:
+        """What cannot be seen now is not gone: it stays as it was known."""
+        if found.closed:
+            found.files.update({p: s for p, s in self._known.items() if p not in found.files and found.is_closed(p)})
+        for why in sorted({why for path, why in found.closed.items() if path not in self._closed}):
+            self._log.warning("not_permitted", detail=f"a folder or file inside cannot be looked at: {why}")
+        self._closed = found.closed

@@ -8,13 +8,14 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.doctor.finding import Finding
 from agent.mounts import file_system_of, is_network
 from agent.settings import Settings
+from agent.walk import walk
 
 LOW_DISK_BYTES = 1 << 30
 SURVEY_S = 2.0
@@ -30,9 +31,9 @@ class Survey:
     folders: int = 0
     files: int = 0
     links: int = 0
-    loops: int = 0
+    """Symbolic links that are not followed."""
     closed: int = 0
-    """Folders that could not be read."""
+    """Folders and files that could not be looked at."""
     depth: int = 0
     took_s: float = 0.0
     whole: bool = True
@@ -99,46 +100,16 @@ def _mount(settings: Settings) -> Iterator[Finding]:
         yield Finding("mount", "ok", f"{kind}, {how}")
 
 
-def survey_folder(folder: Path, follow: bool, limit_s: float = SURVEY_S) -> Survey:
+def survey_folder(folder: Path, link_targets: Iterable[Path] = (), limit_s: float = SURVEY_S) -> Survey:
     """Walk through the folder as the agent's scan does, for at most `limit_s` seconds."""
-    survey, begun = Survey(), time.monotonic()
-    waiting: list[tuple[Path, int, frozenset[tuple[int, int]]]] = [(folder, 0, frozenset())]
-    while waiting:
-        if time.monotonic() - begun > limit_s:
-            survey.whole = False
-            break
-        path, depth, above = waiting.pop()
-        try:
-            status = path.stat()
-        except OSError:
-            continue  # it went while we looked
-        place = (status.st_dev, status.st_ino)
-        if place in above:
-            survey.loops += 1
-            continue
-        survey.folders += 1
-        survey.depth = max(survey.depth, depth)
-        waiting += [(inside, depth + 1, above | {place}) for inside in _inside(path, follow, survey)]
-    survey.took_s = time.monotonic() - begun
-    return survey
-
-
-def _inside(path: Path, follow: bool, survey: Survey) -> list[Path]:
-    """The folders in a folder; everything else is counted."""
-    folders: list[Path] = []
+    begun = time.monotonic()
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                survey.links += entry.is_symlink()
-                if entry.is_dir(follow_symlinks=follow):
-                    folders.append(path / entry.name)
-                else:
-                    survey.files += entry.is_file(follow_symlinks=follow)
-    except FileNotFoundError:
-        return folders  # it went while we looked
+        found = walk(folder, link_targets, limit_s=limit_s)
     except OSError:
-        survey.closed += 1
-    return folders
+        return Survey(closed=1)
+    survey = Survey(found.folders, len(found.files), found.links_left, len(found.closed), found.depth)
+    survey.took_s, survey.whole = time.monotonic() - begun, found.is_whole
+    return survey
 
 
 def judge_survey(survey: Survey, settings: Settings) -> Iterator[Finding]:
@@ -158,13 +129,11 @@ def judge_survey(survey: Survey, settings: Settings) -> Iterator[Finding]:
         why = "slides in them are never seen"
         mend = f"chmod -R g+rX {settings.folder} as its owner"
         yield Finding("folder_contents", "warn", f"{survey.closed} folders inside cannot be read", why, mend)
-    if survey.loops:
-        why = "the scan goes round and round"
-        mend = f"remove the link, or set watch.follow_symlinks to false: find {settings.folder} -type l"
-        yield Finding("symlinks", "fail", f"{survey.loops} links lead back to a folder above them", why, mend)
-    elif survey.links and not settings.watch.follow_symlinks:
-        why = "slides behind them are never seen"
-        mend = "set watch.follow_symlinks to true if slides lie behind them"
+    if survey.links:
+        why = "slides behind them are never seen; what lies in the folder itself is seen under its own name"
+        mend = (
+            f"list where slides lie in watch.follow_symlinks: find {settings.folder} -type l -exec readlink -f {{}} +"
+        )
         yield Finding("symlinks", "warn", f"{survey.links} symbolic links are not followed", why, mend)
 
 

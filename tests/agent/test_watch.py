@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from structlog.testing import capture_logs
@@ -29,7 +31,7 @@ class Sight:
         *,
         mode: Literal["auto", "events", "scan"] = "events",
         scan_interval_s: float = FAR_S,
-        follow_symlinks: bool = False,
+        follow_symlinks: tuple[Path, ...] = (),
     ) -> None:
         self.woken = threading.Event()
         self.now = 0.0
@@ -156,14 +158,15 @@ def test_only_regular_files_are_told(folder: Path, look: Open) -> None:
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_symlinks_are_followed_only_when_asked(folder: Path, look: Open, tmp_path: Path, follow: bool) -> None:
-    """A link to a file or folder elsewhere is not followed by default, and is with the setting."""
+def test_symlinks_are_followed_only_where_allowed(folder: Path, look: Open, tmp_path: Path, follow: bool) -> None:
+    """A link to a file or folder elsewhere is not followed by default, and is when it leads into an allowed one."""
     write(tmp_path / "elsewhere" / "secret.dcm")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "file.dcm").symlink_to(tmp_path / "elsewhere" / "secret.dcm")
     (folder / "broken.dcm").symlink_to(tmp_path / "nowhere")
     expected = ["file.dcm", "link/secret.dcm"] if follow else []
-    assert look(mode="scan", follow_symlinks=follow).poll() == Changes(expected)
+    allowed = (tmp_path / "elsewhere",) if follow else ()
+    assert look(mode="scan", follow_symlinks=allowed).poll() == Changes(expected)
 
 
 # An unavailable folder
@@ -351,7 +354,7 @@ def test_what_only_the_scan_finds_is_counted(folder: Path, look: Open) -> None:
     write(folder / "there before")
     sight.poll()
     assert sight.watch.scan_only_finds == 0, "the first scan is no miss"
-    observer = sight.watch._observer
+    observer = sight.watch._hints._observer
     assert observer is not None
     observer.unschedule_all()  # a watch that is lost without an error: nothing tells of it
     write(folder / "unheard")
@@ -362,12 +365,71 @@ def test_what_only_the_scan_finds_is_counted(folder: Path, look: Open) -> None:
     assert sight.watch.scan_only_finds == 1
 
 
+def test_a_deaf_thread_is_noticed_by_what_scans_find(folder: Path, look: Open) -> None:
+    """watchdog's reading thread dies while those that can be seen live: after some scans listening begins anew."""
+    sight = look(scan_interval_s=0.01)
+    sight.poll()
+    observer: Any = sight.watch._hints._observer
+    observer._inotify_fd.stop()
+    observer._inotify_fd.join()
+    assert observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
+
+    def is_noticed() -> bool:
+        write(folder / f"unheard {sight.now}")
+        sight.poll(1.0)
+        return sight.watch.events_lost > 0
+
+    with capture_logs() as logs:
+        wait_until(is_noticed, "lost events are noticed")
+        sight.poll(1.0)
+    assert [line["event"] for line in logs] == ["events_lost", "watching"]
+    assert sight.watch.scan_only_finds >= 3
+    write(folder / "after")
+    sight.watch.scan_interval_s = FAR_S
+    sight.poll(1.0)
+    write(folder / "heard")
+    wait_until(lambda: sight.sees({"heard"}), "the new threads give events")
+
+
+def test_events_that_come_late_are_not_lost(folder: Path, look: Open) -> None:
+    """A scan that is faster than the event finds the file alone, and says so; the listening is not blamed for it."""
+    sight = look(scan_interval_s=0.01)
+    sight.poll()
+    for number in range(300):
+        write(folder / str(number % 7), str(number).encode())
+        sight.poll(1.0)
+    wait_until(lambda: not sight.poll(1.0).touched and not sight.woken.wait(0.1), "every event has come")
+    assert set(sight.touched) == {str(number) for number in range(7)}
+    assert sight.watch.events_lost == 0
+
+
+def test_a_folder_that_never_gives_events_is_tried_rarely(folder: Path, look: Open) -> None:
+    """Where listening anew does not help (another host writes), it is tried once at once, then once in a while."""
+    sight = look(scan_interval_s=0.01)
+    sight.poll()
+
+    def goes_deaf_again() -> bool:
+        observer = sight.watch._hints._observer
+        if observer is not None:
+            observer.unschedule_all()
+        write(folder / f"unheard {sight.now}")
+        sight.poll(1.0)
+        return sight.watch.events_lost == 2
+
+    wait_until(goes_deaf_again, "it is lost twice")
+    with capture_logs() as logs:
+        for _ in range(20):
+            write(folder / f"unheard {sight.now}")
+            assert sight.poll(1.0).touched
+    assert not logs and sight.watch._hints._observer is None
+
+
 @pytest.mark.parametrize("dies", ["dispatcher", "emitter"])
 def test_a_dead_event_thread_is_started_again(folder: Path, look: Open, dies: str) -> None:
     """When one of watchdog's threads has died the next scan says so, starts others, and events work again."""
     sight = look(scan_interval_s=1.0)
     sight.poll()
-    observer = sight.watch._observer
+    observer = sight.watch._hints._observer
     assert observer is not None
     for thread in [observer] if dies == "dispatcher" else list(observer.emitters):
         thread.stop()
@@ -376,10 +438,178 @@ def test_a_dead_event_thread_is_started_again(folder: Path, look: Open, dies: st
     with capture_logs() as logs:
         assert sight.poll(1.0).touched == ["meanwhile"]
     assert [line["event"] for line in logs] == ["events_lost", "watching"]
-    assert sight.watch._observer is not observer
+    assert sight.watch._hints._observer is not observer
     assert not observer.is_alive(), "the old thread does not linger"
     write(folder / "after")
     wait_until(lambda: sight.sees({"after"}), "the new threads give events")
+
+
+def test_a_changed_permission_is_heard(folder: Path, look: Open) -> None:
+    """A file that may be read at last is told without a scan: only its ctime shows it."""
+    path = write(folder / "file")
+    sight = look()
+    sight.poll()
+    sight.forget()
+    path.chmod(0o640)
+    wait_until(lambda: sight.sees({"file"}), "the file is told again")
+
+
+def test_a_link_in_place_of_the_folder_is_looked_through(folder: Path, look: Open, tmp_path: Path) -> None:
+    """A folder that is a symbolic link, or becomes one, is read and listened to where it leads."""
+    write(folder / "a")
+    sight = look(scan_interval_s=1.0)
+    sight.poll()
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert sight.poll(1.0) == Changes(), "the same folder under another name"
+    (tmp_path / "third").mkdir()
+    write(tmp_path / "third" / "b")
+    folder.unlink()
+    folder.symlink_to(tmp_path / "third")
+    assert sight.poll(1.0).unavailable == "another folder has taken its place (was a share unmounted?)"
+    assert sight.touched == ["a", "b"] and not sight.removed
+    sight.watch.scan_interval_s = FAR_S
+    sight.poll(1.0)
+    write(tmp_path / "third" / "c")
+    wait_until(lambda: sight.sees({"c"}), "events come from where the link leads")
+
+
+def test_a_tree_too_deep_to_listen_to_is_scanned(folder: Path, look: Open) -> None:
+    """watchdog cannot watch a thousand folders in each other: that is told, and the scan finds everything."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    with capture_logs() as logs:
+        sight = look(scan_interval_s=1.0)
+        write(folder / "file")
+        assert sight.poll().touched == ["file"]
+    subprocess.run(["rm", "-rf", str(folder / "d")], check=True)  # shutil is not up to the depth
+    assert [(line["event"], line["detail"]) for line in logs] == [("no_events", "the folders are nested too deep")]
+
+
+def test_the_time_of_a_file_is_known(folder: Path, look: Open) -> None:
+    """The modification time of what the last look saw, without another look."""
+    path = write(folder / "file")
+    sight = look(mode="scan", scan_interval_s=1.0)
+    assert sight.watch.modified_ns("file") is None
+    sight.poll()
+    seen = path.stat().st_mtime_ns
+    assert sight.watch.modified_ns("file") == seen
+    os.utime(path, ns=(1, 1))
+    assert sight.watch.modified_ns("file") == seen
+    sight.poll(1.0)
+    assert sight.watch.modified_ns("file") == 1
+
+
+def test_a_large_folder_is_not_scanned_without_rest(folder: Path, look: Open) -> None:
+    """New folders ask for a scan each: while they come one after the other, most of the time is left for reading."""
+    for number in range(3000):
+        (folder / str(number)).touch()
+    sight = look()
+    sight.poll()
+    polls = scans = 0
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1.0:
+        (folder / f"new {polls}").mkdir()
+        sight.woken.wait(0.05)
+        before = sight.watch._rests_until
+        sight.poll()
+        polls += 1
+        scans += sight.watch._rests_until != before
+    assert 0 < scans < polls / 2, "each scan is followed by four times its own length without one"
+    write(folder / f"new {polls - 1}" / "file")
+    wait_until(lambda: sight.sees({f"new {polls - 1}/file"}), "and what is in the last of them is found")
+
+
+# Shares that come and go
+
+
+@pytest.fixture
+def share(folder: Path, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """A real file system, which is mounted over the folder (True) or unmounted (False). It keeps its files."""
+    home = tmp_path / "share"
+    home.mkdir()
+    words = ["mount", "-t", "tmpfs", "none", str(home)]
+    if subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode:
+        message = "a share cannot be mounted: this test needs root"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+    def mount(on: bool) -> None:
+        words = ["mount", "--bind", str(home), str(folder)] if on else ["umount", str(folder)]
+        subprocess.run(words, check=True)
+
+    yield mount
+    for place in (folder, home):
+        subprocess.run(["umount", "--lazy", str(place)], check=False, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("mode", ["events", "scan"])
+def test_an_unmounted_share_is_no_empty_folder(
+    folder: Path, share: Callable[[bool], None], look: Open, tmp_path: Path, mode: str
+) -> None:
+    """However long it is away: unavailable, nothing removed; mounted again, only what is new is told, and heard."""
+    share(True)
+    write(folder / "a")
+    write(folder / "b")
+    sight = look(mode=mode, scan_interval_s=1.0)
+    sight.poll()
+    share(False)
+    sight.forget()
+    for _ in range(3):
+        assert (sight.poll(1.0).unavailable or "").startswith("it is empty and on another file system")
+    (tmp_path / "share" / "b").unlink()
+    write(tmp_path / "share" / "c")
+    share(True)
+    assert sight.poll(1.0) == Changes(["c"], ["b"])
+    assert sight.watch.unavailable is None
+    sight.poll(1.0)
+    if mode == "events":
+        sight.watch.scan_interval_s = FAR_S
+        sight.poll(1.0)
+        write(folder / "d")
+        wait_until(lambda: sight.sees({"d"}), "the share is listened to again")
+
+
+def test_a_share_that_comes_after_the_start_is_no_alarm(
+    folder: Path, share: Callable[[bool], None], look: Open
+) -> None:
+    """An empty mount point at the start: nothing was there before, so nothing is wrong when the share comes."""
+    sight = look(scan_interval_s=1.0)
+    sight.poll()
+    share(True)
+    write(folder / "a")
+    assert sight.poll(1.0) == Changes(["a"])
+
+
+def test_another_share_with_files_is_taken(folder: Path, share: Callable[[bool], None], look: Open) -> None:
+    """Files under another file system's root: that is told once, and they are read."""
+    write(folder / "local")
+    sight = look(scan_interval_s=1.0)
+    sight.poll()
+    share(True)
+    assert sight.poll(1.0).unavailable, "an empty share over a folder with files"
+    write(folder / "theirs")
+    assert sight.poll(1.0) == Changes(
+        ["theirs"], unavailable="another folder has taken its place (was a share unmounted?)"
+    )
+    assert sight.poll(1.0) == Changes()
+
+
+def test_time_away_is_told(folder: Path, look: Open, tmp_path: Path) -> None:
+    """While the folder is away nobody is silent: the seconds are told with the first poll that sees it again."""
+    sight = look(mode="scan", scan_interval_s=1.0)
+    assert sight.poll().away_s == 0.0
+    folder.rename(tmp_path / "away")
+    sight.poll(1.0)
+    begun = time.monotonic()
+    wait_until(lambda: time.monotonic() > begun + 2.0, "some time passes")
+    assert sight.poll(1.0).away_s == 0.0
+    (tmp_path / "away").rename(folder)
+    assert 2.0 <= sight.poll(1.0).away_s < 60
+    assert sight.poll(1.0).away_s < 2.0
 
 
 def test_stop_ends_the_event_thread(folder: Path, look: Open) -> None:
