@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= auto
-SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv
+SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv gcc libc6-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench phantom-profile evaluate-phantom system-packages install uninstall wheels clean
+.PHONY: help setup demo test lint sbom audit format bench faults phantom-profile evaluate-phantom system-packages install uninstall wheels clean
 
 help:  ## what there is to make
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,12 +37,22 @@ lint: $(VENV)/.dev  ## ruff, mypy strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+sbom: $(VENV)/.dev  ## what a release is made of: dist/sbom.cdx.json (CycloneDX 1.6)
+	@mkdir -p dist
+	$(BIN)/python -m tests.supply sbom --out dist/sbom.cdx.json $(ARGS)
+
+audit: $(VENV)/.dev  ## pins, sources, licences, known vulnerabilities; says «not audited» where no service answers
+	$(BIN)/python -m tests.supply audit $(ARGS)
+
 format: $(VENV)/.dev  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## latencies and rates of this machine
 	$(BIN)/python -m tests.bench $(ARGS)
+
+faults: $(VENV)/.dev  ## kill, starve and cut off a real agent; long: make faults ARGS="kills --count 1000 --seed 7"
+	$(BIN)/python -m tests.faults $(ARGS)
 
 phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)
 	$(BIN)/python -m train phantom-profile --out configs/profiles/phantom $(ARGS)

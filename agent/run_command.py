@@ -6,7 +6,8 @@ import argparse
 import signal
 from pathlib import Path
 
-from agent import host
+from agent import discretion, host
+from agent.exposure import refuse_exposed
 from agent.handover import CancelToken
 from agent.reload import LiveSettings
 from agent.settings import load_settings
@@ -30,10 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings (YAML)")
 
 
+@discretion.discreet()
 def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns the exit code. Raises AgentError when it cannot start."""
     settings = load_settings(args.config)
     host.configure_logging(settings.log.level, settings.log.format)
+    refuse_exposed(settings, args.config)
     from agent.pipeline import Pipeline
 
     token = CancelToken()

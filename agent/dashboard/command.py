@@ -8,7 +8,7 @@ import threading
 import webbrowser
 from pathlib import Path
 
-from agent import host
+from agent import discretion, host
 from agent.errors import AgentError
 from agent.settings import load_settings
 
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
 
 
+@discretion.discreet()
 def main(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code. Raises AgentError when it cannot start."""
     settings = load_settings(args.config)

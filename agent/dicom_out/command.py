@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import host
+from agent import discretion, host
 from agent.errors import AgentError, SettingsError
 from agent.settings import Settings, load_settings
 from agent.spool import FOLDER, Spool
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line per result")
 
 
+# 0o027: the archive's collector reads the objects by its group.
+@discretion.discreet(umask=0o027)
 def main(args: argparse.Namespace) -> int:
     """Run `agent dicom-out`; returns the exit code. Raises AgentError when it cannot start."""
     settings = load_settings(args.config)
@@ -117,6 +119,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with ExitStack() as resources:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOCK).touch(0o600)
             lock = resources.enter_context((folder / LOCK).open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.credentials import located
-from agent.doctor.finding import Finding, Verdict, is_there
-from agent.errors import SettingsError
+from agent.doctor.finding import Finding, is_there
+from agent.exposure import Exposed, exposed_profile, exposed_secrets, exposed_state, key_file, secrets_of
 from agent.identity import KEY_BYTES
 from agent.mounts import file_system_of, is_network
+from agent.permissions import Weakness
 from agent.settings import Settings
 
 LOW_DISK_BYTES = 1 << 30
 SLOW_SYNC_S = 0.1
 _TEMPORARY = {"tmpfs", "ramfs"}
+SECRETS = ("mqtt.password_file", "mqtt.key_file", "dashboard.password_file", "dicom_out.stow_token_file")
 
 
 def look_at_state(settings: Settings) -> Iterator[Finding]:
@@ -36,7 +37,7 @@ def look_at_state(settings: Settings) -> Iterator[Finding]:
         mend = f"install -d -m 700 -o spinextract -g spinextract {state}"
         yield Finding("state_dir", "fail", f"{state}: {error.strerror or error}", why, mend)
         return
-    yield _private(state)
+    yield from _private(settings)
     yield from _disk(state, sync_s)
 
 
@@ -59,14 +60,20 @@ def _write_probe(state: Path) -> float:
         return time.monotonic() - begun
 
 
-def _private(state: Path) -> Finding:
-    status = state.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    owner = _name_of(status.st_uid)
-    if mode & 0o077:
-        why = "it holds the key that leads from pseudonyms back to patients"
-        return Finding("state_dir", "warn", f"{state} is open to others (mode {mode:04o})", why, f"chmod 700 {state}")
-    return Finding("state_dir", "ok", f"{state} (mode {mode:04o}, owner {owner})")
+def _private(settings: Settings) -> Iterator[Finding]:
+    state = settings.state_dir
+    found = [exposed_finding(exposed) for exposed in exposed_state(settings)]
+    yield from found
+    if all(finding.check != "state_dir" for finding in found):
+        status = state.stat()
+        mode, owner = stat.S_IMODE(status.st_mode), _name_of(status.st_uid)
+        yield Finding("state_dir", "ok", f"{state} (mode {mode:04o}, owner {owner})")
+
+
+def exposed_finding(exposed: Exposed) -> Finding:
+    """A finding of what the daemon itself refuses or warns of at its start."""
+    word, weakness = exposed
+    return Finding(word, "fail" if weakness.refused else "warn", weakness.found, weakness.why, weakness.mend)
 
 
 def _name_of(uid: int) -> str:
@@ -98,32 +105,26 @@ def _disk(state: Path, sync_s: float) -> Iterator[Finding]:
 
 
 def look_at_secrets(settings: Settings) -> Iterator[Finding]:
-    """Files that others must not read: the pseudonyms' key, the lookup file, passwords and private keys."""
-    key = settings.identity.key_file or settings.state_dir / "identity.key"
-    yield _key(key)
-    lookup = settings.identity.lookup_file
+    """Files that others must not read (key, lookup file, passwords, private keys) or not change (the profile)."""
+    exposed = dict(exposed_secrets(settings))
+    lookup, plain = settings.identity.lookup_file, secrets_of(settings)
+    yield _key(key_file(settings), exposed.get("identity_key"))
     if lookup is not None and is_there(lookup):
-        why = "it maps pseudonyms to names of patients; the agent refuses to start with it open to others"
-        yield _secret("lookup_file", lookup, why, "fail")
-    for name, path in (
-        ("mqtt.password_file", settings.mqtt.password_file),
-        ("mqtt.key_file", settings.mqtt.key_file),
-        ("dicom_out.stow_token_file", settings.dicom_out.stow_token_file),
-    ):
-        if path is None:
-            continue
-        try:
-            where = located(name.removeprefix("mqtt."), path)
-        except SettingsError:
+        yield _secret("lookup_file", lookup, exposed.get("lookup_file"))
+    for name in SECRETS:
+        section, _, field = name.partition(".")
+        path: Path | None = getattr(getattr(settings, section), field)
+        if name in plain:
+            yield _secret(name, plain[name], exposed.get(name))
+        elif path is not None:
             yield Finding(name, "ok", f"{path}: systemd gives it to the service alone, it cannot be looked at here")
-        else:
-            yield _secret(name, where, "whoever reads it can speak as the agent", "warn")
+    yield from map(exposed_finding, exposed_profile(settings))
 
 
-def _key(path: Path) -> Finding:
+def _key(path: Path, weakness: Weakness | None) -> Finding:
     if not is_there(path):
         return Finding("identity_key", "ok", f"{path} will be made at the first start")
-    finding = _secret("identity_key", path, "whoever has it can lead pseudonyms back to patients", "fail")
+    finding = _secret("identity_key", path, weakness)
     digits = len(path.read_text(encoding="ascii", errors="replace").strip()) if finding.verdict == "ok" else 0
     if finding.verdict == "ok" and digits != 2 * KEY_BYTES:
         why = "the agent refuses a damaged key, since other pseudonyms would come of it"
@@ -132,16 +133,11 @@ def _key(path: Path) -> Finding:
     return finding
 
 
-def _secret(check: str, path: Path, why: str, open_to_others: Verdict) -> Finding:
+def _secret(check: str, path: Path, weakness: Weakness | None) -> Finding:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
         with path.open("rb"):
             pass
     except OSError as error:
         mend = f"chown spinextract {path} && chmod 600 {path}, or correct the path in the settings"
         return Finding(check, "fail", f"{path}: {error.strerror or error}", "the agent needs it to start", mend)
-    if mode & 0o077:
-        return Finding(
-            check, open_to_others, f"{path} can be read by others (mode {mode:04o})", why, f"chmod 600 {path}"
-        )
-    return Finding(check, "ok", str(path))
+    return Finding(check, "ok", str(path)) if weakness is None else exposed_finding((check, weakness))

@@ -24,7 +24,17 @@ from models.domain import marks
 from models.profile import LoadedProfile
 from models.registry import MODALITIES
 
-__all__ = ["BACKENDS", "Backend", "Choice", "Engine", "choose", "find_backend", "load_built", "predict_padded"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Choice",
+    "Engine",
+    "choose",
+    "find_backend",
+    "load_built",
+    "predict_padded",
+    "self_test",
+]
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVinoBackend(), EagerBackend())}
 """Every backend by name: a new one is one file and its name here."""
@@ -40,6 +50,8 @@ class Choice:
     engine: Engine
     passed_over: dict[str, str] = field(default_factory=dict)
     """Backend or engine folder → reason, in the order tried."""
+    manifest: Manifest | None = None
+    """Of the built engine; None for one that runs straight from the profile."""
 
 
 def find_backend(name: str) -> Backend:
@@ -59,11 +71,11 @@ def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], thre
     for backend in [find_backend(name) for name in order]:
         for label, folder in _candidates(profile_dir, backend):
             try:
-                engine = _load(backend, profile, folder, profile_dir, threads)
+                engine, manifest = _load(backend, profile, folder, profile_dir, threads)
             except EngineError as error:
                 passed_over[label] = str(error)
             else:
-                return Choice(engine, passed_over)
+                return Choice(engine, passed_over, manifest)
     reasons = "; ".join(f"{label}: {reason}" for label, reason in passed_over.items())
     raise EngineError(f"no engine can be used: {reasons or 'the order of engines is empty'}")
 
@@ -77,11 +89,15 @@ def load_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
 
 def open_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
     """Load one built engine, verified but not self-tested: for the build's own gates. Raises EngineError."""
+    return _open_verified(profile, folder, threads)[0]
+
+
+def _open_verified(profile: LoadedProfile, folder: Path, threads: int) -> tuple[Engine, Manifest]:
     artefacts = read_engine(folder, profile.sha256)
     backend = BACKENDS.get(artefacts.manifest.backend)
     if backend is None:
         raise EngineError(f"{folder.name}: this version has no backend {artefacts.manifest.backend!r}")
-    return _opened(backend, profile, artefacts, threads)
+    return _opened(backend, profile, artefacts, threads), artefacts.manifest
 
 
 def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[Path, Manifest | None]]:
@@ -133,17 +149,21 @@ def _candidates(profile_dir: Path, backend: Backend) -> list[tuple[str, Path | N
     return [(folder.name, folder) for folder in folders] or [(backend.name, None)]
 
 
-def _load(backend: Backend, profile: LoadedProfile, folder: Path | None, profile_dir: Path, threads: int) -> Engine:
+def _load(
+    backend: Backend, profile: LoadedProfile, folder: Path | None, profile_dir: Path, threads: int
+) -> tuple[Engine, Manifest | None]:
     reason = backend.unavailable()
     if reason:
         raise EngineError(reason)
     if folder:
-        return load_built(profile, folder, threads)
+        built, manifest = _open_verified(profile, folder, threads)
+        self_test(built, profile)
+        return built, manifest
     if backend.needs_build:
         raise EngineError(f"not built; run: {mend(profile_dir / ENGINES / backend.name, backend.name)}")
     engine = _opened(backend, profile, None, threads)
     self_test(engine, profile)
-    return engine
+    return engine, None
 
 
 def _opened(backend: Backend, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:

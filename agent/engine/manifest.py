@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from agent.engine.device import Device, this_cpu
 from agent.errors import EngineError
@@ -21,6 +22,7 @@ from models.profile import Frozen
 MANIFEST = "engine.json"
 ENGINES = "engines"
 """Folder beside profile.yaml that holds the built engines."""
+_PLAIN = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,200}(?<!engine\.json)")
 
 
 class ProfileRef(Frozen):
@@ -69,6 +71,15 @@ class Manifest(Frozen):
     """Other versions at build time, for people."""
     files: dict[str, str]
     """Name → sha256 (hex) of every file beside the manifest."""
+
+    @field_validator("files")
+    @classmethod
+    def _beside(cls, files: dict[str, str]) -> dict[str, str]:
+        # A record may not lead its reader out of the engine's folder.
+        if strange := [name for name in files if not _PLAIN.fullmatch(name)]:
+            raise ValueError(f"files must be plain names beside {MANIFEST}, not {strange[0]!r:.60}")
+        return files
+
     figures: Figures | None
     built_at: str
     """UTC, ISO 8601."""
@@ -147,6 +158,8 @@ def parse_manifest(text: bytes) -> Manifest:
         if isinstance(record, dict) and record.get("format") == 1:
             raise ValueError("built by an earlier version, whose engines give no embedding to compare")
         manifest = Manifest.model_validate(record)
+    except RecursionError as error:
+        raise ValueError("not an engine manifest: it is nested too deeply") from error
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
         raise ValueError(f"not an engine manifest of this version (see {fields})") from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -188,8 +191,10 @@ def wheel_set(folder: Path) -> Path:
     source = folder / "source"
     for name in ("systemd", "configs", "docs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("engines"))
-    for name in ("constraints.txt", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    for name in ("tests/supply", "agent/dashboard/page"):  # what the bill of materials needs
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("constraints.txt", "LICENSE", "tests/__init__.py"):
+        shutil.copy(ROOT / name, source / name)
     (source / "backend.py").write_text(BACKEND)
     (source / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -197,6 +202,7 @@ def wheel_set(folder: Path) -> Path:
     )
     words = [source / "systemd" / "wheels.sh"]
     environment = {"PATH": os.environ["PATH"], "PYTHON": machine_python(), "OUT": str(folder / "out")}
+    environment["TOOLS"] = sys.executable
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (made,) = (folder / "out").glob("spinextract-agent-9.9.9-python3.*-linux*.tar")
@@ -209,6 +215,10 @@ def test_a_wheel_set_installs_without_a_network(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(wheel_set(tmp_path).read_bytes())) as tar:
         tar.extractall(tmp_path / "stick", filter="data")
     (unpacked,) = (tmp_path / "stick").iterdir()
+    (own,) = (unpacked / "wheels").glob("spinextract_agent-*.whl")
+    listed = json.loads((unpacked / "sbom.cdx.json").read_text())["metadata"]["component"]
+    assert (listed["version"], listed["hashes"][0]["content"]) == ("9.9.9", sha256(own.read_bytes()).hexdigest())
+    assert "sbom.cdx.json" in (unpacked / "SHA256SUMS").read_text()
     root = tmp_path / "root"
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": "/dev/null"}
     environment = {"PATH": os.environ["PATH"], "DESTDIR": str(root), "PYTHON": machine_python(), **nowhere}

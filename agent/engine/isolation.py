@@ -1,0 +1,86 @@
+"""A batch that fails is run again patch by patch: is it a patch that the engine cannot run, or the engine itself?
+
+A patch that fails alone, while the engine still passes its own test, is at fault, and the others count. When the test
+fails, too, the engine is broken, and EngineError says so: whoever can put another engine in its place does it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from agent.discretion import told
+from agent.errors import EngineError
+
+FAILED = "engine_failed"
+"""Why such a patch is rejected, and why people are told of its slide."""
+
+Answer = TypeVar("Answer")
+
+
+class Isolation:
+    """See the module's docstring. `self_test` raises EngineError when the engine cannot be trusted (any more).
+
+    Without a test an engine counts as broken when it can run no patch of a batch.
+    """
+
+    def __init__(
+        self, self_test: Callable[[], object] | None = None, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """`beat` is called after each run of the engine."""
+        self._self_test = self_test
+        self._beat = beat
+        self._told = ""
+        self._log = structlog.get_logger("engine")
+
+    def run(
+        self, x_NCHW: NDArray[np.uint16], answer: Callable[[NDArray[np.uint16]], Sequence[Answer]]
+    ) -> list[Answer | None]:
+        """What `answer` makes of each patch; None for one that cannot be run.
+
+        `answer` raises EngineError for what cannot be the network's output; backends raise RuntimeError.
+        """
+        try:
+            return list(answer(x_NCHW))
+        except (EngineError, RuntimeError) as error:
+            self._tell(error, len(x_NCHW))
+            return self._one_by_one(x_NCHW, answer, error)
+
+    def _one_by_one(
+        self,
+        x_NCHW: NDArray[np.uint16],
+        answer: Callable[[NDArray[np.uint16]], Sequence[Answer]],
+        error: EngineError | RuntimeError,
+    ) -> list[Answer | None]:
+        answers: list[Answer | None] = []
+        for start in range(len(x_NCHW)):
+            try:
+                answers += answer(x_NCHW[start : start + 1])
+            except (EngineError, RuntimeError):
+                answers.append(None)
+            self._beat()
+        if None in answers:
+            self._prove(error, is_any_whole=any(found is not None for found in answers))
+        return answers
+
+    def _prove(self, error: EngineError | RuntimeError, *, is_any_whole: bool) -> None:
+        """Raises EngineError unless the engine still does what it was chosen for."""
+        if self._self_test is None:
+            if not is_any_whole:
+                raise EngineError(f"the engine is broken: it runs no patch of a batch: {told(error)}") from error
+            return
+        try:
+            self._self_test()
+        except EngineError as proof:
+            raise EngineError(f"the engine is broken: {told(error)}, and {proof}") from error
+        self._beat()
+
+    def _tell(self, error: EngineError | RuntimeError, patches: int) -> None:
+        """Once for each kind of failure in a row: a slide full of such patches must not fill the journal."""
+        if told(error) != self._told:
+            self._told = told(error)
+            self._log.warning("batch_failed", patches=patches, error=self._told)
