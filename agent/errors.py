@@ -45,3 +45,14 @@ class EngineError(AgentError):
 
 class LedgerError(AgentError):
     """The ledger cannot be opened or written."""
+
+
+class LedgerDamaged(LedgerError):
+    """The ledger's bytes are not what was written. The next start sets it aside and begins a new one."""
+
+    def __init__(self, path: object, detail: str) -> None:
+        self.detail = detail.splitlines()[0]
+        super().__init__(
+            f"ledger {path} is damaged ({self.detail}): the next start sets it aside, takes over what can be read of"
+            " it, and counts anew what the folder holds"
+        )

@@ -132,12 +132,13 @@ class Ledger:
             self._enqueue(alert)
 
     def release(self, file_id: str) -> bool:
-        """Forget what was made of a file, so that the next start looks at it again; False when it is not known."""
+        """Forget that a file was refused, so that the next start looks at it again; False when it was not."""
+        query = "DELETE FROM files WHERE file_id = ? AND outcome = 'refused'"
         with self._write():
-            is_known = self._db.execute("DELETE FROM files WHERE file_id = ?", (file_id,)).rowcount > 0
-            if is_known:
+            was_refused = self._db.execute(query, (file_id,)).rowcount > 0
+            if was_refused:
                 self.audit.enter(("released", {"file": file_id}))
-        return is_known
+        return was_refused
 
     def unsent(self, after_seq: int = 0, limit: int = 16) -> list[OutboxRow]:
         """The oldest unacknowledged messages with seq > after_seq, in the order in which they were appended.

@@ -123,7 +123,7 @@ def _opened(path: Path, *, new: bool) -> sqlite3.Connection:
             _migrate(database, path)
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise LedgerDamaged(path, verdict)
+            raise LedgerDamaged(path, verdict.splitlines()[-1])  # before it: which database
         _make_shrinkable(database)
     except BaseException:
         database.close()

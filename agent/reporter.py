@@ -150,7 +150,7 @@ class Reporter:
         if last is not None and last.fingerprint == fingerprint:
             return None
         number = 1 if last is None else last.revision + 1
-        event_id = final_event_id(self._speaker.profile.sha256, scope, patient, slide, number)
+        event_id = final_event_id(self._speaker.profile.sha256, scope, patient, slide, number, fingerprint)
         unformed, tally = "{}", ""
         if scope == "slide":
             (record,) = records
@@ -223,8 +223,8 @@ def _alert_id(problem: Problem) -> str | None:
     """
     if problem.reason in FLEETING:
         return None
-    of_file = problem.file_id is not None
-    said = [problem.reason, problem.slide, problem.file_id, problem.content if of_file else problem.detail]
+    about = problem.content or (problem.detail if problem.file_id is None else None)
+    said = [problem.reason, problem.slide, problem.file_id, about]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 

@@ -139,9 +139,15 @@ class Topics:
         return topic.startswith(prefix) and below != "" and len(topic) <= 1024 and is_plain
 
 
-def final_event_id(profile_sha256: str, scope: str, patient: str, slide: str, revision: int) -> str:
-    """The id of a final: the same after a crash, so that consumers recognise what is sent again."""
-    said = "\x1f".join((profile_sha256, scope, patient, slide, str(revision)))
+def final_event_id(
+    profile_sha256: str, scope: str, patient: str, slide: str, revision: int, fingerprint: str = ""
+) -> str:
+    """The id of a final: the same after a crash, so that consumers recognise what is sent again.
+
+    With the fingerprint of what it says, not even an agent that has lost its ledger gives one id to two contents.
+    Finals before schema 4 lack it.
+    """
+    said = "\x1f".join((profile_sha256, scope, patient, slide, str(revision), *([fingerprint] * bool(fingerprint))))
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 

@@ -1,34 +1,34 @@
-"""The ledger's file: in use, readable, whole, how much waits in it? A running agent is never disturbed.
-
-SQLite locks what it opens and may create files beside it, so a copy is examined; its lock tells that an agent runs.
+"""The ledger's file: in use, readable, whole, how much waits in it, was one set aside? A running agent is never
+disturbed: a copy is examined, and only when the lock tells that nobody uses the ledger.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import sqlite3
-import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent.doctor.finding import Finding, is_there
-from agent.ledger_file import MIGRATIONS
+from agent.ledger_copy import lock_holder, opened_copy
+from agent.ledger_file import MIGRATIONS, PARTS
+from agent.ledger_marker import marker_of, read_marker
+from agent.ledger_wal import fault_of
 from agent.settings import Settings
 
 LARGE_WAL_BYTES = 64 << 20
 COPY_LIMIT_BYTES = 512 << 20
 MANY_UNSENT = 10_000
-_SHARED_LOCK = (0x40000002, 510)
-"""Bytes of the file on which SQLite's shared and exclusive locks lie (its documentation, "File Locking")."""
-_FLOCK = "hhqqi4x"  # struct flock of a 64-bit Linux
 
 
 def look_at_ledger(settings: Settings) -> Iterator[Finding]:
     """Presence, size, who uses it, and, when nobody does, integrity, schema and what is unsent."""
     path = settings.state_dir / "ledger.sqlite"
+    if os.access(path.parent, os.R_OK | os.X_OK):
+        yield from _set_aside(path)
+        if marker_of(path).exists():
+            yield _damaged(path, (read_marker(path) or {}).get("why", "its marker cannot be read"))
+            return
     if not is_there(path):
         yield Finding("ledger", "ok", f"{path} will be made at the first start")
         return
@@ -57,45 +57,43 @@ def look_at_ledger(settings: Settings) -> Iterator[Finding]:
         yield from _examine_copy(path, wal, found)
 
 
-def lock_holder(path: Path) -> int | None:
-    """The process that holds the ledger for itself; None when nobody does."""
-    start, length = _SHARED_LOCK
-    asked = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, start, length, 0)
-    with path.open("rb") as file:
-        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else int(pid)
+def _set_aside(path: Path) -> Iterator[Finding]:
+    """Ledgers that were damaged. They are never removed by the agent."""
+    for aside in sorted(path.parent.glob(f"{path.name}.damaged-*Z")):
+        parts = [aside.with_name(f"{aside.name}{part}") for part in PARTS]
+        size = sum(part.stat().st_size for part in parts if part.exists())
+        found = f"{aside} was damaged and set aside ({size / 2**20:.1f} MiB); a new ledger took its place"
+        why = "a disk or memory that changes bytes may do it again; finals that it held are in the new ledger or not"
+        mend = f"smartctl -a and `journalctl -k` tell about the disk; then: rm {aside}*"
+        yield Finding("ledger_set_aside", "warn", found, why, mend)
 
 
 def _examine_copy(path: Path, wal: Path, found: str) -> Iterator[Finding]:
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        copy = Path(folder, path.name)
-        shutil.copyfile(path, copy)
-        if wal.exists():
-            shutil.copyfile(wal, copy.with_name(wal.name))
-        if lock_holder(path) is not None:
-            yield Finding("ledger", "ok", f"in use by an agent that has just started: {found}")
-            return
-        try:
-            yield from _judge(*_read(copy), path, found)
-        except sqlite3.DatabaseError as error:
-            yield _damaged(path, str(error))
-
-
-def _read(copy: Path) -> tuple[str, int, int]:
-    """SQLite's verdict, the schema's version, and how many messages are unsent."""
-    database = sqlite3.connect(copy)
+    fault, read = fault_of(wal), ("", 0, 0)
     try:
-        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        unsent = database.execute("SELECT count(*) FROM outbox").fetchone()[0] if version else 0
-    finally:
-        database.close()
+        with opened_copy(path) as database:
+            read = _read(database)
+    except sqlite3.DatabaseError as error:
+        fault = fault or str(error)
+    if lock_holder(path) is not None:
+        yield Finding("ledger", "ok", f"in use by an agent that has just started: {found}")
+    elif fault is not None:
+        yield _damaged(path, fault)
+    else:
+        yield from _judge(*read, path, found)
+
+
+def _read(database: sqlite3.Connection) -> tuple[str, int, int]:
+    """SQLite's verdict, the schema's version, and how many messages are unsent."""
+    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    unsent = database.execute("SELECT count(*) FROM outbox").fetchone()[0] if version else 0
     return str(verdict), int(version), int(unsent)
 
 
 def _judge(verdict: str, version: int, unsent: int, path: Path, found: str) -> Iterator[Finding]:
-    if verdict != "ok":
-        yield _damaged(path, verdict)
+    if verdict != "ok" or not version:
+        yield _damaged(path, verdict if version else "it is empty")
         return
     if version > len(MIGRATIONS):
         why = "this version cannot read it and refuses to start"
@@ -117,6 +115,6 @@ def _judge(verdict: str, version: int, unsent: int, path: Path, found: str) -> I
 
 
 def _damaged(path: Path, detail: str) -> Finding:
-    why = "the agent refuses to start on a ledger that it cannot trust"
-    mend = f"systemctl stop spinextract-agent && mv {path} {path}.damaged && rm -f {path}-wal {path}-shm"
-    return Finding("ledger", "fail", f"{path} is damaged: {detail.splitlines()[0]}", why, mend)
+    why = "the next start sets it aside, takes over what can be read of it, and counts the folder's patches anew"
+    mend = "look at the disk first (smartctl -a, journalctl -k), then: systemctl restart spinextract-agent"
+    return Finding("ledger", "fail", f"{path} is damaged: {detail.splitlines()[-1]}", why, mend)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.doctor.ledger import COPY_LIMIT_BYTES, LARGE_WAL_BYTES, MANY_UNSENT, lock_holder, look_at_ledger
+from agent.doctor.ledger import COPY_LIMIT_BYTES, LARGE_WAL_BYTES, MANY_UNSENT, look_at_ledger
 from agent.ledger import Ledger, Record
+from agent.ledger_copy import lock_holder
+from agent.ledger_marker import mark_damaged
 from agent.topics import Message
 from tests.agent.doctor.site import Site, only
 
@@ -22,15 +24,15 @@ from pathlib import Path
 from agent.ledger import Ledger, Record
 from agent.topics import Message
 ledger = Ledger.open(Path(sys.argv[1]))
-ledger.append(Record("sha", messages=(Message("t/alert", b"{}", "1", "alert", 1, False, False, True),)))
+ledger.append(Record("sha", messages=(Message("t/final", b"{}", "later", "slide.final", 1, False, False, True),)))
 print("open", flush=True)
 sys.stdin.read()
 """
 
 
 def message(number: int) -> Message:
-    """An alert."""
-    return Message("t/alert", b"{}", str(number), "alert", 1, False, False, True)
+    """A final."""
+    return Message("t/final", b"{}", str(number), "slide.final", 1, False, False, True)
 
 
 @pytest.fixture
@@ -106,13 +108,41 @@ def test_a_running_agent_is_left_alone(site: Site, ledger: Path, holder: subproc
 
 
 def test_a_damaged_ledger_fails(site: Site, ledger: Path) -> None:
-    """Pages full of nonsense: the agent would refuse it, and the command moves it away."""
+    """Pages full of nonsense: what the next start does about it is said."""
     content = bytearray(ledger.read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)
     ledger.write_bytes(content)
     finding = only(site.look(look_at_ledger), "ledger")
     assert finding.verdict == "fail"
-    assert "damaged" in finding.found and "mv " in finding.mend
+    assert "damaged" in finding.found and "sets it aside" in finding.why
+
+
+def test_a_hole_in_the_log_fails(site: Site, ledger: Path, holder: subprocess.Popen[str]) -> None:
+    """Also where SQLite would read on as if nothing had been there."""
+    holder.kill()
+    holder.wait()
+    with ledger.with_name("ledger.sqlite-wal").open("r+b") as log:
+        log.write(bytes(32))
+    assert "head of its log" in only(site.look(look_at_ledger), "ledger").found
+
+
+def test_a_ledger_that_is_marked_fails(site: Site, ledger: Path) -> None:
+    """However well it looks by now."""
+    mark_damaged(ledger, "page 7 is not what it was")
+    finding = only(site.look(look_at_ledger), "ledger")
+    assert finding.verdict == "fail" and "page 7" in finding.found
+
+
+def test_what_was_set_aside_is_named(site: Site, ledger: Path) -> None:
+    """Each with its size and the command that removes it, beside what is said of the ledger itself."""
+    for stamp in ("20260101T000000.000001Z", "20260301T000000.000001Z"):
+        aside = ledger.with_name(f"ledger.sqlite.damaged-{stamp}")
+        aside.write_bytes(bytes(3 << 20))
+    found = site.look(look_at_ledger)
+    asides = found["ledger_set_aside"]
+    assert [finding.verdict for finding in asides] == ["warn", "warn"]
+    assert "20260101" in asides[0].found and "3.0 MiB" in asides[0].found and "rm " in asides[1].mend
+    assert only(found, "ledger").verdict == "ok"
 
 
 def test_something_else_under_its_name_fails(site: Site) -> None:
@@ -121,8 +151,8 @@ def test_something_else_under_its_name_fails(site: Site) -> None:
     assert only(site.look(look_at_ledger), "ledger").verdict == "fail"
 
 
-def test_a_newer_schema_fails_and_an_empty_one_is_told(site: Site, ledger: Path) -> None:
-    """A ledger of a later version cannot be read; one without a schema yet is brought up to date."""
+def test_a_newer_schema_and_an_empty_file_fail(site: Site, ledger: Path) -> None:
+    """A ledger of a later version cannot be read; an empty file was a ledger once."""
     database = sqlite3.connect(ledger)
     database.execute("PRAGMA user_version = 999")
     database.commit()
@@ -130,7 +160,7 @@ def test_a_newer_schema_fails_and_an_empty_one_is_told(site: Site, ledger: Path)
     finding = only(site.look(look_at_ledger), "ledger")
     assert finding.verdict == "fail" and "newer version (schema 999" in finding.found
     ledger.write_bytes(b"")
-    assert "schema 0, brought up to date" in only(site.look(look_at_ledger), "ledger").found
+    assert "it is empty" in only(site.look(look_at_ledger), "ledger").found
 
 
 def test_many_unsent_messages_warn(site: Site, ledger: Path) -> None:
