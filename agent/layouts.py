@@ -69,6 +69,8 @@ TEMPORARY = {
 }
 IMAGES = {".dcm", ".dicom", ".tif", ".tiff"}
 """Suffixes that promise an image."""
+MAX_PATH_CHARS = 512
+"""A longer path fits no rule: the time that a pattern may take grows with some power of it (agent.pattern_cost)."""
 TAGS_RULE = "dicom-tags"
 _PATIENT_TAGS = ("AccessionNumber", "PatientID", "StudyInstanceUID")
 _SLIDE_TAGS = ("ContainerIdentifier", "SeriesInstanceUID")
@@ -97,7 +99,12 @@ def may_be_image(relative: PurePosixPath) -> bool:
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts `strip_10` after `strip_9`."""
-    return tuple((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text))
+    return tuple(_by_size(piece) if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text))
+
+
+def _by_size(digits: str) -> tuple[int, str]:
+    # As int() would order them, which refuses names of thousands of digits.
+    return len(digits.lstrip("0")), digits.lstrip("0")
 
 
 class Layouts:
@@ -122,6 +129,8 @@ class Layouts:
         """Place a file by its path relative to the watched folder."""
         if is_temporary(relative):
             return Ignored("temporary")
+        if len(str(relative)) > MAX_PATH_CHARS:
+            return Unknown()
         for pattern, rule in self._rules:
             match = pattern.fullmatch(str(relative))
             if match:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from agent.pattern_cost import why_slow
 from agent.typed_yaml import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -39,7 +40,9 @@ class NamingRule(Section):
     """How logs and results call this rule."""
     pattern: str
     """Regular expression for the whole path relative to the watched folder, with `/` between folders. Named groups:
-    patient, slide, strip, channel, number, x, y, x_inner, y_inner; others may be used in the templates below."""
+    patient, slide, strip, channel, number, x, y, x_inner, y_inner; others may be used in the templates below. A
+    pattern that could keep the agent busy for ever, as (a+)+ can, is refused; longer paths than 512 characters fit
+    none."""
     kind: Literal["strip", "mosaic", "patch", "ignore"] = "strip"
     """What one file holds; `ignore` for files that are no network input."""
     patient: str | None = None
@@ -59,6 +62,10 @@ class NamingRule(Section):
             groups = set(re.compile(self.pattern).groupindex)
         except re.error as error:
             raise ValueError(f"pattern is not a regular expression: {error}") from error
+        except (OverflowError, RecursionError) as error:
+            raise ValueError("pattern is nested too deeply or repeats too often") from error
+        if slow := why_slow(self.pattern):
+            raise ValueError(f"pattern {slow}")
         for wanted in sorted(self._wanted(groups) - groups):
             raise ValueError(f"pattern of a {self.kind} rule lacks the group (?P<{wanted}>...)")
         for name, template in (("patient", self.patient), ("slide", self.slide)):

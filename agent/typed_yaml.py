@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from agent.errors import SettingsError
+from models.bounded_yaml import YamlInvalid, read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,13 +47,9 @@ def read_typed(path: Path, model: type[Model], context: Mapping[str, Any] | None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read: {_reason(error)}") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{path}:{line}: not YAML: {error.problem or error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SettingsError(f"{path}: not YAML: {error}") from error
+        root, document = read_yaml(text)
+    except YamlInvalid as error:
+        raise SettingsError(f"{path}:{error.line or 1}: not YAML: {error}") from error
     if root is None:
         root, document = yaml.MappingNode("tag:yaml.org,2002:map", []), {}
     problems = _repeated_keys(path, root, ())

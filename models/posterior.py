@@ -159,6 +159,11 @@ class Tally:
         return tally
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether nothing can be added any more."""
+        return self._frozen is not None
+
+    @property
     def counts(self) -> Counts:
         """Used and rejected patches so far."""
         if self._frozen is not None:

@@ -18,6 +18,11 @@ from agent.errors import EngineError
 
 FAILED = "engine_failed"
 """Why such a patch is rejected, and why people are told of its slide."""
+FAILED_DETAIL = (
+    "the engine fails on patches of this slide, each by itself, although it still passes its own test: they count as"
+    " rejected, and the answer rests on the others"
+)
+"""The same for each, so that a slide is told once."""
 
 Answer = TypeVar("Answer")
 

@@ -30,6 +30,8 @@ class Limits:
     """Most tags in one IFD, most elements in a DICOM header."""
     max_pages: int = 64
     """Most IFDs in one TIFF."""
+    max_segments: int = 1 << 17
+    """Most strips or tiles in one page of a TIFF."""
 
 
 class Window(Protocol):

@@ -34,4 +34,7 @@ def open_parser(window: Window, limits: Limits, planes: int | None) -> Parser | 
         return FORMATS[verdicts.index(True)][1](limits, planes)
     if True in verdicts or None in verdicts:
         return None
-    raise FormatError("not_an_image", f"the first bytes ({written[:4].hex(' ')}) are neither DICOM nor TIFF")
+    # A text may begin with somebody's name: only bytes that no text has are quoted.
+    binary = any(byte < 9 or byte == 0xFF for byte in written[:4])
+    quoted = f" ({written[:4].hex(' ')})" if binary else ""
+    raise FormatError("not_an_image", f"the first bytes{quoted} are neither DICOM nor TIFF")

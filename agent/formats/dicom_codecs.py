@@ -13,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import FormatError
+from agent.formats.jpeg_2000 import check_codestream
 
 Codec = Callable[[bytes, int, int], NDArray[np.uint16]]
 """(one frame's bytes, height, width) → uint16 [height, width]; raises FormatError `malformed`."""
 
 _END_OF_IMAGE = b"\xff\xd9"
+_TAILS = (b"\0" * 8, b"\xfe" * 8)
+"""Two pieces of coded data that differ from their first bit on, and hold a code and its value at least."""
+_MOST_EXPANSION = 64
+"""PackBits: two bytes become 128 at most."""
 _NO_FRAME_HEADER = frozenset((0xC4, 0xC8, 0xCC))
 """Markers among SOF0 … SOF15 that define tables instead (ITU-T T.81, table B.1)."""
 
@@ -36,6 +41,8 @@ def decode_rle(frame: bytes, height: int, width: int) -> NDArray[np.uint16]:
 
 
 def _unpack_bits(segment: bytes, length: int) -> NDArray[np.uint8]:
+    if len(segment) * _MOST_EXPANSION < length:
+        raise FormatError("malformed", f"RLE segment of {len(segment)} bytes for {length} pixels")
     try:
         found = imagecodecs.packbits_decode(segment, out=bytearray(length))
     except RuntimeError as error:
@@ -47,8 +54,15 @@ def _unpack_bits(segment: bytes, length: int) -> NDArray[np.uint8]:
 
 def decode_jpeg_lossless(frame: bytes, height: int, width: int) -> NDArray[np.uint16]:
     """JPEG process 14 (ITU-T T.81), any predictor."""
-    # imagecodecs.ljpeg_decode fills what a damaged stream lacks without a word; this one raises.
-    return _decode_jpeg(imagecodecs.jpegsof3_decode, frame, height, width)
+    # Every decoder at hand fills in silence what a cut stream lacks; of a whole one no pixel hangs on bytes behind.
+    _check_end(frame)
+    stream = frame.rstrip(b"\0")[: -len(_END_OF_IMAGE)]
+    either, other = (
+        _decode_jpeg(imagecodecs.jpegsof3_decode, stream + tail + _END_OF_IMAGE, height, width) for tail in _TAILS
+    )
+    if not np.array_equal(either, other):
+        raise FormatError("malformed", "a compressed frame that is cut in front of its end marker")
+    return either
 
 
 def decode_jpeg_ls(frame: bytes, height: int, width: int) -> NDArray[np.uint16]:
@@ -58,11 +72,7 @@ def decode_jpeg_ls(frame: bytes, height: int, width: int) -> NDArray[np.uint16]:
 
 def decode_jpeg_2000(frame: bytes, height: int, width: int) -> NDArray[np.uint16]:
     """JPEG 2000 (ITU-T T.800) and HTJ2K (T.814), reversible, as a bare codestream."""
-    if frame[:4] != b"\xff\x4f\xff\x51" or len(frame) < 42:
-        raise FormatError("malformed", "not a JPEG 2000 codestream")
-    right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
-    components = int.from_bytes(frame[40:42], "big")
-    _check_size((bottom - top, right - left, components), height, width)
+    check_codestream(frame, height, width)
     return _decode(imagecodecs.jpeg2k_decode, frame, height, width)
 
 
@@ -72,15 +82,19 @@ def _decode_jpeg(decode: Callable[..., object], frame: bytes, height: int, width
 
 
 def _decode(decode: Callable[..., object], frame: bytes, height: int, width: int) -> NDArray[np.uint16]:
-    # Without its end marker a stream is cut short, and the JPEG-LS decoder would read beyond it.
-    if not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
-        raise FormatError("malformed", "a compressed frame without its end marker")
+    _check_end(frame)
     pixels = np.empty((height, width), np.uint16)
     try:
         decode(frame, out=pixels)
     except (RuntimeError, ValueError) as error:
         raise FormatError("malformed", f"compressed frame: {error}") from error
     return pixels
+
+
+def _check_end(frame: bytes) -> None:
+    # Without its end marker a stream is cut short, and the JPEG-LS decoder would read beyond it.
+    if not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
+        raise FormatError("malformed", "a compressed frame without its end marker")
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int]:

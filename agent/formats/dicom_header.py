@@ -232,5 +232,5 @@ def _syntax(value: bytes) -> Syntax:
         return _NATIVE[uid]
     if uid in CODECS:
         return Syntax(implicit=False, order="little", codec=CODECS[uid])
-    name = UID(uid, IGNORE).name if uid.replace(".", "").isdigit() else repr(uid[:64])
+    name = UID(uid, IGNORE).name if uid.replace(".", "").isdigit() else "that is no UID"  # whatever it is: not told
     raise FormatError("unsupported", f"transfer syntax {name}: only native and lossless ones are read")

@@ -5,12 +5,14 @@ It must not know how the elements were found or where pixels lie.
 
 from __future__ import annotations
 
+import codecs
 import struct
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
 from pydicom import Dataset
+from pydicom.charset import convert_encodings, python_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset
@@ -52,6 +54,13 @@ _UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, RecursionError, TypeError, ValueError, struct.error, BytesLengthException),
 )
 
+_CODECS = frozenset(
+    codecs.lookup(name).name
+    for names in python_encoding.values()
+    for name in ([names] if isinstance(names, str) else names)
+)
+"""Python's names of the character sets that DICOM defines (PS3.3, section C.12.1.1.2)."""
+
 WANTED_TAGS = frozenset(
     tag
     for keyword in ("SpecificCharacterSet", *TAGS, *_LAYOUT, _OPTICAL_PATHS)
@@ -88,9 +97,12 @@ def read_image(elements: bytes, limits: Limits, planes: int | None, *, implicit:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities of values that we do not use
-            image = _describe(read_dataset(BytesIO(elements), implicit, little))
+            data = read_dataset(BytesIO(elements), implicit, little)
+            _check_character_sets(data)
+            image = _describe(data)
     except _UNREADABLE as error:
-        raise FormatError("malformed", f"header: {type(error).__name__}: {error}") from error
+        # Its words are not told: pydicom quotes the value, which may be somebody's name.
+        raise FormatError("malformed", f"a value in the header cannot be read ({type(error).__name__})") from error
     _check_limits(image, limits)
     if image.frames not in (1, 2) or planes not in (None, image.frames):
         raise FormatError("wrong_shape", f"{image.frames} frames, expected {planes or '1 or 2'}")
@@ -108,6 +120,15 @@ def _describe(data: Dataset) -> DicomImage:
         tags=_tags(data),
         offsets=_offsets(data, frames),
     )
+
+
+def _check_character_sets(data: Dataset) -> None:
+    """pydicom takes the name of any Python codec, some of which read for seconds or give what is no text."""
+    for item in (data, *(data.get(_OPTICAL_PATHS) or ())[:1]):
+        for name in convert_encodings(item.get("SpecificCharacterSet")):
+            codec = codecs.lookup(name).name
+            if codec not in _CODECS and not codec.startswith("cp"):  # Windows code pages: wrong, and met in the wild
+                raise FormatError("unsupported", "a character set that DICOM does not know")
 
 
 def _number(data: Dataset, keyword: str) -> int:

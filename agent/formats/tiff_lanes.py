@@ -40,6 +40,9 @@ class Lane(ABC):
         self._planes = planes
         self._offsets: NDArray[np.int64] = np.zeros(layout.segments, np.int64)
         self._counts = self._offsets
+        self._seen = np.zeros(0, np.intp)
+        """Segments that begin within the first `_seen_size` bytes."""
+        self._seen_size = -1
         self.next_row = 0
         """Image rows below this one are yielded wholly; the measure of progress."""
 
@@ -61,6 +64,7 @@ class Lane(ABC):
         if self.layout.compression != "none" and counts.max() > limit:
             raise FormatError("limits", f"a compressed segment of {counts.max()} bytes, the limit is {limit}")
         self._offsets, self._counts = offsets, counts
+        self._seen_size = -1
 
     def _needed_bytes(self) -> NDArray[np.int64]:
         """Bytes of each segment without compression."""
@@ -83,8 +87,10 @@ class Lane(ABC):
         return any(window.read(start, length).strip(b"\0") for start, length in probes)
 
     def _probes(self, size: int, index: int, position: int) -> Iterator[tuple[int, int]]:
-        later = np.flatnonzero((self._counts > 0) & (self._offsets < size))
-        later = later[later > index]
+        if self._seen_size != size:
+            self._seen_size = size
+            self._seen = np.flatnonzero((self._counts > 0) & (self._offsets < size))
+        later = self._seen[np.searchsorted(self._seen, index, "right") :]
         nearest, last = later[:PROBE_SEGMENTS], later[PROBE_SEGMENTS:][-PROBE_SEGMENTS:]
         first = int(self._offsets[index]) + position
         spans = [(first, int(self._offsets[index] + self._counts[index]))]

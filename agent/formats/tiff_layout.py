@@ -116,6 +116,9 @@ def read_layout(directory: Directory, limits: Limits) -> Layout:
     layout = Layout(
         directory.container.order, height, width, samples, separate, compression, predictor, tiled, rows, columns
     )
+    if layout.lanes * layout.segments > limits.max_segments:
+        count = layout.lanes * layout.segments
+        raise FormatError("limits", f"{count} strips or tiles in a page, the limit is {limits.max_segments}")
     if tiled or compression != "none":  # an uncompressed strip is read row by row and never held as a whole
         _check_segments(layout, limits)
     return layout
