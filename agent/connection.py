@@ -87,6 +87,7 @@ class Connection:
         self._emit = emit
         self._answered = False
         self._reason = self._trouble = ""
+        self._given_up = ""
         self._largest_packet = largest_packet(None)
         self._oversized = 0
         self._client = self._new_client()
@@ -105,6 +106,10 @@ class Connection:
         self._oversized -= 1
         self._emit(self, Acked(self._oversized, why))
         return self._oversized
+
+    def give_up(self, reason: str) -> None:
+        """End this connection within a tick, as if it had broken; may be called on any thread."""
+        self._given_up = reason
 
     def run(self, stopping: threading.Event, is_clean: Callable[[], bool]) -> Ending:
         """Connect and stay until the connection ends or `stopping` is set.
@@ -146,7 +151,9 @@ class Connection:
                 self._reason = self._reason or paho.error_string(rc)
                 return
             if not self._answered and time.monotonic() > answer_by:
-                self._reason = "no answer"
+                self._given_up = "no answer"
+            if self._given_up:
+                self._reason = self._given_up
                 return
             if stopping.is_set() and leave_by == math.inf:
                 if not is_clean():

@@ -6,9 +6,11 @@ the SENDER room, which decides when to speak; knows no payload.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import structlog
 
@@ -26,6 +28,15 @@ MAX_TRICKLING = MAX_UNWRITTEN // 2
 """How many of them a repetition may fill, so that what is new is not dropped for what is old."""
 
 
+class _Sent(NamedTuple):
+    """A message that was handed to the network."""
+
+    seq: int | None
+    """Its row in the ledger."""
+    message: Message
+    at: float
+
+
 class Delivery:
     """See the module's docstring."""
 
@@ -36,27 +47,33 @@ class Delivery:
         *,
         in_flight: int = 16,
         refused_retry_s: tuple[float, float] = (5.0, 300.0),
+        puback_limit_s: float = 20.0,
         on_refused: Callable[[Message, str], None] = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
         measures: SenderMeasures | None = None,
     ) -> None:
         """`in_flight` is the most unacknowledged messages (the broker may allow fewer); `refused_retry_s` the first
-        and the longest pause before a message that the broker refused is tried again; `on_refused` is told of the
-        first refusal on a topic with its reason.
+        and the longest pause before a message that the broker refused is tried again; `puback_limit_s` is how long
+        nothing may be acknowledged before the connection is given up; `on_refused` is told of the first refusal on a
+        topic with its reason.
         """
         self.measures = measures or SenderMeasures()
         self._ledger = ledger
         self._session = session
         self._limit = in_flight
         self._refused = Refusals(*refused_retry_s)
+        self._puback_limit_s = puback_limit_s
         self._on_refused = on_refused
         self._clock = clock
         self._log = structlog.get_logger(__name__)
         self._window = 0
         """Most unacknowledged messages on this connection; 0 when there is none."""
-        self._in_flight: dict[int, tuple[int | None, Message, float]] = {}
-        """mid → (seq in the ledger, message, when it was handed to the network)."""
-        self._unwritten: dict[int, Message] = {}
+        self._in_flight: dict[int, _Sent] = {}
+        """By mid, oldest first."""
+        self._unwritten: dict[int, _Sent] = {}
+        """QoS 0, by mid, oldest first."""
+        self._progress_at = -math.inf
+        """When the broker last acknowledged something, or the network took what lay before what is in flight."""
         self._direct: deque[Message] = deque()
         """Birth, retained state and replies of this connection, sent before the outbox."""
         self._trickle: Iterator[Message] = iter(())
@@ -116,7 +133,7 @@ class Delivery:
         """Send a QoS 1 message now; False when the connection has just ended (its Disconnected is on the way)."""
         mid = self._session.publish(message)
         if mid is not None:
-            self._in_flight[mid] = (seq, message, self._clock())
+            self._in_flight[mid] = _Sent(seq, message, self._clock())
         return mid is not None
 
     def acknowledge(self, answers: Iterable[Acked]) -> None:
@@ -127,6 +144,10 @@ class Delivery:
 
     def pump(self) -> None:
         """Send what the window allows: what was said directly first, then the outbox in its order."""
+        if (waited_s := self._unacknowledged_s()) >= self._puback_limit_s:
+            self.end()
+            self._session.reconnect(f"the broker has acknowledged nothing for {waited_s:.0f} s")
+            return
         if self._refused.release(self._clock()):
             self._cursor = 0
         while self._direct and not self.full:
@@ -155,26 +176,36 @@ class Delivery:
         """Give a QoS 0 message to the socket; False when the connection has just ended."""
         mid = self._session.publish(message)
         if mid is not None:
-            self._unwritten[mid] = message
+            self._unwritten[mid] = _Sent(None, message, self._clock())
         return mid is not None
 
     def _seq_of(self, answer: Acked) -> int | None:
         """The row of the ledger that an answer settles."""
-        fleeting = self._unwritten.pop(answer.mid, None)
-        nothing = (None, fleeting, self._clock())
-        seq, message, at = nothing if fleeting is not None else self._in_flight.pop(answer.mid, nothing)
-        if message is None:
+        sent = self._unwritten.pop(answer.mid, None) or self._in_flight.pop(answer.mid, None)
+        if sent is None:
             return None
+        if sent.message.qos > 0 or sent.at <= self._oldest_at():
+            self._progress_at = self._clock()
         if answer.refused is not None:
-            self.measures.dropped += fleeting is not None
+            self.measures.dropped += sent.message.qos == 0
             self.measures.refused += 1
-            self._refuse(message, seq, answer.refused)
+            self._refuse(sent.message, sent.seq, answer.refused)
             return None
-        if message.qos > 0:
-            self.measures.publish_to_puback.add(self._clock() - at)
-        if self._refused.accept(message.topic):
+        if sent.message.qos > 0:
+            self.measures.publish_to_puback.add(self._clock() - sent.at)
+        if self._refused.accept(sent.message.topic):
             self._cursor = 0
-        return seq
+        return sent.seq
+
+    def _oldest_at(self) -> float:
+        """When the oldest message in flight was sent; infinity when none is."""
+        return min((sent.at for sent in self._in_flight.values()), default=math.inf)
+
+    def _unacknowledged_s(self) -> float:
+        """How long the broker has had something to acknowledge and did not; what it has not read yet counts as well,
+        as long as nothing of it is being read. Its answers to pings say nothing of what it does with messages.
+        """
+        return self._clock() - max(self._progress_at, self._oldest_at())
 
     def _refuse(self, message: Message, seq: int | None, reason: str) -> None:
         if self._refused.refuse(message.topic, self._clock()):
@@ -184,7 +215,7 @@ class Delivery:
 
     def _send_rows(self, rows: list[OutboxRow]) -> bool:
         """Send rows until the window is full (True: all were looked at)."""
-        flying = {seq for seq, *_ in self._in_flight.values()}
+        flying = {sent.seq for sent in self._in_flight.values()}
         for seq, message in rows:
             if self.full:
                 return False

@@ -41,6 +41,8 @@ class MqttSettings(Section):
     """Seconds of silence after which the connection is tested."""
     in_flight: int = Field(16, ge=1, le=65_535)
     """Most messages that the broker has not acknowledged yet."""
+    puback_limit_s: Seconds = 20.0
+    """Seconds without any acknowledgement, while some are due, after which the connection is made anew."""
     client_id: str | None = None
     """MQTT client identifier; made from site and instrument when absent."""
     health_interval_s: Seconds = 10.0

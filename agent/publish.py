@@ -17,7 +17,8 @@ import structlog
 from agent import credentials
 from agent.connection import Connection, Ending, Plan
 from agent.errors import SettingsError
-from agent.session_events import Acked, Command, Connected, Disconnected, Event, Overheard, Version
+from agent.protocol import ProtocolChoice
+from agent.session_events import Acked, Command, Connected, Disconnected, Event, Overheard
 from agent.settings import MqttSettings
 from agent.topics import Message
 
@@ -27,17 +28,12 @@ log = structlog.get_logger(__name__)
 
 STABLE_S = 10.0
 """A connection that held this long starts the next backoff anew."""
-SILENT_ENDS = 2
-"""So many connections without any answer make `auto` try the other protocol: amqtt, for one, reads a CONNECT of
-MQTT 5 with a will as one of 3.1.1, and waits for bytes that never come."""
 PROBE_ANSWER_S = 2.0
 """How long the broker may take to answer while it is not known which protocol it speaks."""
 ANSWER_S = 10.0
 """The same once it is known."""
 MAX_WAITING_EVENTS = 1000
 """With more events waiting than this, commands are dropped: anyone may send them."""
-UNSUPPORTED_VERSION = "Unsupported protocol version"
-"""The reason that a broker without MQTT 5 gives, in paho's words."""
 
 
 class Session:
@@ -73,10 +69,7 @@ class Session:
         self._clean = True
         # A daemon: looking up the broker's name may hang for minutes, and a stop must not wait for it.
         self._thread = threading.Thread(target=self._live, name="mqtt", daemon=True)
-        self._version: Version = "3.1.1" if settings.protocol == "3.1.1" else "5"
-        self._silent_ends = 0
-        self._proven = settings.protocol != "auto"
-        """Whether this version is known to work; then it stays."""
+        self._protocol = ProtocolChoice(settings.protocol)
         self._usable: Connection | None = None
         self._connections = 0
 
@@ -109,6 +102,11 @@ class Session:
         """Send now; returns the mid that its Acked will carry, or None when not connected (nothing is kept)."""
         return None if self._usable is None else self._usable.publish(message)
 
+    def reconnect(self, reason: str) -> None:
+        """Give up this connection, which is there and yet of no use; its Disconnected follows, then the next one."""
+        if self._usable is not None:
+            self._usable.give_up(reason)
+
     def stop(self, timeout_s: float, *, clean: bool = True) -> None:
         """End the session. A clean end suppresses the will, any other lets the broker publish it."""
         self._clean = clean
@@ -123,7 +121,7 @@ class Session:
                 begun = time.monotonic()
                 ending = self._one_connection()
                 self._emit(None, Disconnected(ending.reason))
-                if self._other_version(ending):
+                if self._protocol.ended(ending.reason, reached=ending.reached, answered=ending.answered):
                     continue
                 attempts = 1 if time.monotonic() - begun > STABLE_S else attempts + 1
                 self._stopping.wait(self._delay_s(attempts))
@@ -132,8 +130,8 @@ class Session:
 
     def _one_connection(self) -> Ending:
         try:
-            answer_s = ANSWER_S if self._proven else PROBE_ANSWER_S
-            connection = Connection(self._plan, self._version, answer_s, self._emit)
+            answer_s = ANSWER_S if self._protocol.is_settled else PROBE_ANSWER_S
+            connection = Connection(self._plan, self._protocol.version, answer_s, self._emit)
         except SettingsError as error:
             # A password or certificate that vanished while we run is being replaced: come back.
             return Ending(str(error), reached=False, answered=False)
@@ -141,23 +139,11 @@ class Session:
 
     def _emit(self, connection: Connection | None, event: Event | BaseException) -> None:
         if isinstance(event, Connected):
-            self._proven = True
+            self._protocol.settle()
         if isinstance(event, Command | Overheard) and self._queue.qsize() > MAX_WAITING_EVENTS:
             return
         self._queue.put((connection, event))
         self._wake()
-
-    def _other_version(self, ending: Ending) -> bool:
-        """Change the protocol version where that may help; True when it should be tried at once."""
-        if self._proven:
-            return False
-        self._silent_ends = self._silent_ends + 1 if ending.reached and not ending.answered else 0
-        refused = ending.reason == UNSUPPORTED_VERSION
-        if not refused and self._silent_ends < SILENT_ENDS:
-            return False
-        self._silent_ends = 0
-        was, self._version = self._version, "3.1.1" if self._version == "5" else "5"
-        return refused and was == "5"
 
     def _delay_s(self, attempts: int) -> float:
         # Jitter: many agents must not come back to a restarted broker in one wave.

@@ -43,6 +43,7 @@ class Sender:
         contradicts: Callable[[bytes], bool] = lambda _: False,
         alert: Callable[[Message, str], Message] | None = None,
         in_flight: int = 16,
+        puback_limit_s: float = 20.0,
         flush_limit_s: float = 10.0,
         refused_retry_s: tuple[float, float] = (5.0, 300.0),
         beat: Callable[[], None] = lambda: None,
@@ -54,7 +55,7 @@ class Sender:
         `contradicts` says whether what stands on our own status topic is not true of us; `alert` makes the alert
         that a kind of message is refused, with the broker's reason; `flush_limit_s` is the longest wait for
         acknowledgements at the end; `beat` is called whenever the room comes round, every second at least. For
-        `in_flight` and `refused_retry_s` see Delivery.
+        `in_flight`, `puback_limit_s` and `refused_retry_s` see Delivery.
         """
         self.health_interval_s = health_interval_s
         """Seconds between two health messages; may be replaced while the room runs."""
@@ -76,6 +77,7 @@ class Sender:
             ledger,
             session,
             in_flight=in_flight,
+            puback_limit_s=puback_limit_s,
             refused_retry_s=refused_retry_s,
             on_refused=self._on_refused,
             clock=clock,
@@ -189,6 +191,7 @@ class Sender:
             return True
         if self._delivery.full or not self._delivery.publish(self._stopped()):
             return False
+        self._health_at = math.inf  # nothing comes after the farewell
         return self._wait_until(lambda: True, FAREWELL_S)
 
     def _wait_until(self, settled: Callable[[], bool], limit_s: float) -> bool:

@@ -10,7 +10,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
@@ -22,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent import credentials
 from agent.dashboard.heard import MAX_BYTES
 from agent.dashboard.inbox import Arrived, Inbox, Linked
+from agent.session_events import Version
 from agent.settings import MqttSettings
 
 KEEPALIVE_S = 3
@@ -38,8 +38,6 @@ LARGEST_PACKET = MAX_BYTES + 4096
 """A broker of MQTT 5 does not even send a larger one."""
 _NETWORK_ERRORS = (OSError, ValueError, LookupError, struct.error, MQTTException)
 """What a name, a port, TLS, or bytes that are not MQTT make paho raise."""
-
-Version = Literal["5", "3.1.1"]
 
 
 class Link:

@@ -17,18 +17,15 @@ import paho.mqtt.client as paho
 
 from agent import credentials
 from agent.dashboard.inbox import Failed, Inbox, Lost
-from agent.dashboard.link import QOS, Link, Version
+from agent.dashboard.link import QOS, Link
 from agent.errors import SettingsError
+from agent.protocol import ProtocolChoice
 from agent.settings import MqttSettings
 
 BACKOFF_S = (0.25, 2.0)
 """First and longest pause between attempts, before jitter."""
 STABLE_S = 10.0
 """A connection that held this long starts the next backoff anew."""
-SILENT_ENDS = 2
-"""So many connections without any answer make `auto` try the other protocol."""
-UNSUPPORTED_VERSION = "Unsupported protocol version"
-"""The reason that a broker without MQTT 5 gives, in paho's words."""
 
 
 class Subscriber:
@@ -48,9 +45,7 @@ class Subscriber:
         self._stopping = threading.Event()
         # A daemon: looking up the broker's name may hang for minutes, and a stop must not wait for it.
         self._thread = threading.Thread(target=self._live, name="mqtt", daemon=True)
-        self._version: Version = "3.1.1" if settings.protocol == "3.1.1" else "5"
-        self._proven = settings.protocol != "auto"
-        self._silent_ends = 0
+        self._protocol = ProtocolChoice(settings.protocol)
 
     def start(self) -> None:
         """Begin to connect, in the background and for as long as it takes."""
@@ -91,12 +86,14 @@ class Subscriber:
     def _one_connection(self) -> tuple[str, bool]:
         """Why it ended, and whether to try again at once."""
         try:
-            link = Link(self._version, self._settings, self._client_id, self._filters)
+            link = Link(self._protocol.version, self._settings, self._client_id, self._filters)
         except SettingsError as error:
             return str(error), False  # a password or certificate is being replaced: come back
         link.live(self._stopping, self._inbox, self._serve)
-        self._proven = self._proven or link.linked
-        return link.reason or "closed", self._other_version(link)
+        if link.linked:
+            self._protocol.settle()
+        at_once = self._protocol.ended(link.reason, reached=link.reached, answered=link.answered)
+        return link.reason or "closed", at_once
 
     def _serve(self, client: paho.Client) -> None:
         """What others want from the connection; a message that nobody waits for is not kept."""
@@ -110,18 +107,6 @@ class Subscriber:
         if self._resync.is_set():
             self._resync.clear()
             client.subscribe([(topic, QOS) for topic in self._filters])
-
-    def _other_version(self, ending: Link) -> bool:
-        """Change the protocol version where that may help; True when it should be tried at once."""
-        if self._proven:
-            return False
-        self._silent_ends = self._silent_ends + 1 if ending.reached and not ending.answered else 0
-        refused = UNSUPPORTED_VERSION in ending.reason
-        if not refused and self._silent_ends < SILENT_ENDS:
-            return False
-        self._silent_ends = 0
-        was, self._version = self._version, "3.1.1" if self._version == "5" else "5"
-        return refused and was == "5"
 
     def _delay_s(self, attempts: int) -> float:
         # Jitter: many screens must not come back to a restarted broker in one wave.

@@ -625,7 +625,7 @@ def test_counted_patches_are_in_the_ledger_before_the_wire(
     wait_until(lambda: listener.event_ids("/final"), "the result arrives")
     it.end()
     with reopened(it) as ledger:
-        assert list(ledger.restore(PROFILE)) == [patch]
+        assert list(ledger.patches.restore(PROFILE)) == [patch]
 
 
 class reopened:  # noqa: N801 - used like a function
