@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 from agent.acquisition import State
 from agent.batching import Batch
 from agent.engine import Engine, predict_padded
+from agent.engine.isolation import FAILED, Isolation
 from agent.errors import EngineError
 from agent.intake import Progress
 from agent.ledger import CountedPatch, FinalRow
 from models.calibration import CalibrationInputError, calibrate
-from models.contract import Prediction, SlideKey
+from models.contract import ModelInput, Prediction, SlideKey
 from models.domain import Marks, Reference, marks
 from models.posterior import Counting, Counts, Posterior, Tally, combine, to_fixed
 from models.profile import Profile
 from models.registry import MODALITIES
+
+_Answer = tuple[tuple[int, ...], Marks | None]
+"""One patch's fixed-point probabilities, and how it is unlike the reference."""
 
 
 @dataclass
@@ -37,6 +41,10 @@ class SlideRecord:
     expected: int | None = None
     unformed: dict[str, int] = field(default_factory=dict)
     """Reason → patches that were announced but never came, at the slide's last closing."""
+    again: bool = False
+    """It was finished, and is read again: what was counted then stays counted, whatever comes of it now."""
+    anew: Tally | None = None
+    """Takes the tally's place if the slide, of which only sums were left, can be read again to its end."""
 
     def follow(self, progress: Progress) -> None:
         """Take over where the slide stands; what seemed lost may come after all while it is receiving."""
@@ -53,10 +61,17 @@ def state_of(records: Iterable[SlideRecord]) -> State:
     return State.RECEIVING if found is State.SEEN else found
 
 
+def _row(item: ModelInput, answer: _Answer | None) -> CountedPatch:
+    """A patch as it is counted; without an answer it was one that the engine cannot run."""
+    values, borne = answer or (None, None)
+    return CountedPatch(item.key, values, None if answer else FAILED, borne, item.digest)
+
+
 class Reducer:
     """Holds one exact tally per slide; `restored` are the patches that the ledger has already.
 
-    Without a `reference`, or with an engine that gives no embedding, patches are counted but not judged.
+    Without a `reference`, or with an engine that gives no embedding, patches are counted but not judged. `self_test`
+    and `beat`: see agent.engine.isolation.
     """
 
     def __init__(
@@ -65,10 +80,14 @@ class Reducer:
         profile: Profile,
         restored: Iterable[CountedPatch] = (),
         reference: Reference | None = None,
+        *,
+        self_test: Callable[[], object] | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.profile = profile
         self._reference = reference
+        self._isolation = Isolation(self_test, beat)
         self.slides: dict[SlideKey, SlideRecord] = {}
         self._of_patient: dict[str, list[SlideKey]] = {}
         self.total = Counts()
@@ -85,9 +104,11 @@ class Reducer:
                 known = row.of_slide in self.slides
                 record = self.slide(row.of_slide)
                 record.state, record.done, record.expected = State(row.state), row.done, row.expected
-                record.unformed = json.loads(row.unformed)
                 tally = json.loads(row.tally)
-                if not known and tally["used"] + sum(tally["rejected"].values()):
+                said = tally["used"] + sum(tally["rejected"].values())
+                if record.tally.counts.seen <= said:  # else some that had not come have come since
+                    record.unformed = json.loads(row.unformed)
+                if not known and said:
                     # Its patches were pruned: what they amounted to still belongs to the patient.
                     counts = Counts(tally["used"], tally["rejected"])
                     judged, borne = tally.get("judged", 0), tally.get("marks", {})
@@ -100,27 +121,43 @@ class Reducer:
             self._of_patient.setdefault(key.patient, []).append(key)
         return self.slides[key]
 
+    def reopen(self, key: SlideKey) -> None:
+        """A finished slide is read again from the start."""
+        record = self.slide(key)
+        record.again = True
+        if record.tally.is_frozen:
+            record.anew = Tally(len(self.profile.classes))
+
+    def close(self, key: SlideKey, unformed: dict[str, int]) -> None:
+        """Nothing more of a slide comes for now; `unformed`: see SlideRecord."""
+        record = self.slide(key)
+        record.again &= record.state is not State.COMPLETE
+        record.unformed = {} if record.again else unformed
+        if record.anew is not None and not record.again:
+            record.tally, record.anew = record.anew, None
+
     def run(self, batch: Batch) -> list[CountedPatch]:
         """Predict, calibrate, judge and count; returns the patches that are new or corrected.
 
-        Raises EngineError when the engine's outputs cannot be what the profile's network emits.
+        A patch that the engine cannot run is rejected as `engine_failed`. Raises EngineError when it is the engine
+        that is broken: then nothing of the batch is counted.
         """
         rows = [CountedPatch(key, None, reason, None, digest) for key, reason, digest in batch.rejected]
         if batch.inputs:
             x_NCHW = np.stack([timed.item.pixels for timed in batch.inputs])
-            prediction = predict_padded(self.engine, x_NCHW)
-            rows += [
-                CountedPatch(timed.item.key, to_fixed(p_K), None, borne, timed.item.digest)
-                for timed, p_K, borne in zip(
-                    batch.inputs, self._calibrated(prediction), self._marks(x_NCHW, prediction), strict=True
-                )
-            ]
+            answers = self._isolation.run(x_NCHW, self._answers)
+            rows += [_row(timed.item, answer) for timed, answer in zip(batch.inputs, answers, strict=True)]
         counted = [(row, counting) for row in rows if (counting := self._count(row))]
         new = [row for row, counting in counted if counting is Counting.NEW]
         why = Counter(row.rejected for row in new if row.rejected is not None)
         self.total = self.total.plus(Counts(len(new) - why.total(), dict(why)))
         self.corrected += len(counted) - len(new)
         return [row for row, _ in counted]
+
+    def _answers(self, x_NCHW: NDArray[np.uint16]) -> list[_Answer]:
+        prediction = predict_padded(self.engine, x_NCHW)
+        values = [to_fixed(p_K) for p_K in self._calibrated(prediction)]
+        return list(zip(values, self._marks(x_NCHW, prediction), strict=True))
 
     def _calibrated(self, prediction: Prediction) -> NDArray[np.float64]:
         """Calibrated class probabilities [N, K]."""
@@ -150,14 +187,21 @@ class Reducer:
         """The patient's slides by name."""
         return [(key, self.slides[key]) for key in sorted(self._of_patient.get(patient, ()))]
 
-    def freeze(self, patient: str) -> None:
-        """A patient ended long ago: keep what their complete slides amount to, not the single patches."""
+    def freeze(self, patient: str, *, everything: bool = False) -> bool:
+        """A patient ended long ago: keep what the complete slides amount to (of all slides, if `everything`), not the
+        single patches. True when single patches are left.
+        """
+        are_left = False
         for _, record in self.slides_of(patient):
-            if record.state is State.COMPLETE and record.expected is not None:
+            if everything or (record.state is State.COMPLETE and record.expected is not None):
                 record.tally.freeze()
+            else:
+                are_left = True
+        return are_left
 
     def _count(self, row: CountedPatch) -> Counting:
-        tally = self.slide(row.key.of_slide).tally
+        record = self.slide(row.key.of_slide)
+        tally = record.tally if record.anew is None else record.anew
         if row.rejected is not None:
             return tally.reject(row.key, row.rejected, row.pixels)
         assert row.values is not None

@@ -6,7 +6,6 @@ Posteriors of one slide are told at most every `interval_s` seconds while work w
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,9 @@ import structlog
 
 from agent.acquisition import State
 from agent.batching import Batch
+from agent.ended import EndedPatients
+from agent.engine.isolation import FAILED, FAILED_DETAIL
+from agent.errors import EngineError
 from agent.handover import Handover
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened
 from agent.ledger import CountedPatch, FileStanding, FinalRow, Record
@@ -23,14 +25,14 @@ from agent.reducer import Reducer
 from agent.reporter import Reporter
 from agent.results import Latency
 from agent.topics import CURRENT_EXPIRY_S, Message
-from models.contract import SlideKey
+from models.contract import SlideKey, by_slide
 
 Work = Batch | Progress | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding | Message
 """A message goes on behind what was said of the work before it."""
 RENEW_S = CURRENT_EXPIRY_S / 3
 """While bytes arrive, `current` is said again after this, so that it expires only when nothing arrives."""
-KEPT_PATIENTS = 32
-"""Ended patients whose patches stay in memory one by one; of those before, only the exact sums and counts stay."""
+LAST_WORD_S = 5.0
+"""Longest wait, when the engine is broken, for the SENDER room to take what was found before."""
 
 
 class Worker:
@@ -71,12 +73,12 @@ class Worker:
         self._current: SlideKey | None = None
         self._pointed_at = float("-inf")
         """When `current` was said last."""
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended = EndedPatients(reducer, before=self._tell)
         self._latency = Latency()
         self._log = structlog.get_logger("engine")
 
     def run(self) -> None:
-        """Work until the inbox has ended, then close the outbox."""
+        """Work until the inbox has ended, then close the outbox. Raises EngineError when the engine is broken."""
         while not self._inbox.ended:
             self._beat()
             work = self._inbox.get(timeout_s=1.0)
@@ -103,21 +105,25 @@ class Worker:
             case PatientClosed():
                 self._close_patient(work.patient)
             case Problem():
-                slide = work.slide.slide if work.slide else None
-                self._log.warning("problem", reason=work.reason, detail=work.detail, slide=slide, file=work.file_id)
-                self._messages.append(self._reporter.alert(work))
-                self.measures.alert(work.reason)
+                self._alert(work)
             case FileStanding():
                 self._files.append(replace(work, at=self._wall().timestamp()))
             case SlideReopened():
                 self._tell()  # what was closed before must not undo it
+                self._reducer.reopen(work.slide)
                 self._reopened.append(work.slide)
             case Message():
                 self._messages.append(work)
 
     def _infer(self, batch: Batch) -> None:
         started = self._clock()
-        rows = self._reducer.run(batch)
+        try:
+            rows = self._reducer.run(batch)
+        except EngineError:
+            # What was found before must not be lost with it: the other rooms leave as soon as this one has.
+            self._tell()
+            self._outbox.wait_until_taken(LAST_WORD_S)
+            raise
         ended = self._clock()
         if batch.inputs:
             seen_s = [timed.seen_s for timed in batch.inputs]
@@ -134,13 +140,22 @@ class Worker:
                 self.measures.recent.add(row.values, row.marks)
         self._rows += rows
         self._changed |= {row.key.of_slide for row in rows}
+        for slide, keys in by_slide(row.key for row in rows if row.rejected == FAILED).items():
+            if self._reducer.of_slide(slide).counts.rejected.get(FAILED) == len(keys):  # the slide's first ones
+                self._alert(Problem(FAILED, FAILED_DETAIL, slide))
+
+    def _alert(self, problem: Problem) -> None:
+        slide = problem.slide.slide if problem.slide else None
+        self._log.warning("problem", reason=problem.reason, detail=problem.detail, slide=slide, file=problem.file_id)
+        self._messages.append(self._reporter.alert(problem))
+        self.measures.alert(problem.reason)
 
     def _follow(self, progress: Progress) -> None:
         self._reducer.slide(progress.slide).follow(progress)
         self._changed.add(progress.slide)
         if progress.state is not State.RECEIVING:
             return
-        self._ended.pop(progress.slide.patient, None)
+        self._ended.goes_on(progress.slide.patient)
         # What lay in the folder before this start may be long over: only what arrives is on the table.
         overdue = self._clock() - self._pointed_at >= RENEW_S
         if progress.live and (progress.slide != self._current or overdue):
@@ -148,7 +163,7 @@ class Worker:
 
     def _close_slide(self, closed: SlideClosed) -> None:
         record = self._reducer.slide(closed.slide)
-        record.unformed = closed.unformed
+        self._reducer.close(closed.slide, closed.unformed)
         counts = self._reducer.of_slide(closed.slide).counts
         self._changed.add(closed.slide)
         self._say_posteriors()
@@ -175,11 +190,7 @@ class Worker:
         self._finish(said)
         if self._current is not None and self._current.patient == patient:
             self._point_to(None)
-        self._ended[patient] = None
-        self._ended.move_to_end(patient)
-        while len(self._ended) > KEPT_PATIENTS:
-            self._tell()
-            self._reducer.freeze(self._ended.popitem(last=False)[0])
+        self._ended.add(patient)
 
     def _point_to(self, slide: SlideKey | None) -> None:
         self._current, self._pointed_at = slide, self._clock()

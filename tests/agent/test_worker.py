@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agent.acquisition import State
 from agent.batching import Batch, Rejected, Timed
+from agent.ended import KEPT_INCOMPLETE, KEPT_PATIENTS, EndedPatients
 from agent.engine import Engine
 from agent.errors import EngineError, FormatError
 from agent.handover import CancelToken, Handover
@@ -28,7 +29,7 @@ from agent.messages import EngineRef
 from agent.reducer import Reducer
 from agent.reporter import LOOK_AT, Reporter, Speaker
 from agent.topics import CURRENT_EXPIRY_S, Message, Topics
-from agent.worker import KEPT_PATIENTS, RENEW_S, Work, Worker
+from agent.worker import RENEW_S, Work, Worker
 from models.contract import ModelInput, PatchKey, Prediction, SlideKey
 from models.domain import MARKS, Marks, Reference, marks
 from models.posterior import to_fixed
@@ -66,12 +67,13 @@ class EngineRoom:
         finals: Sequence[FinalRow] = (),
         interval_s: float = ALWAYS_S,
         reference: Reference | None = None,
+        self_test: Callable[[], object] | None = None,
     ) -> None:
         self.clock = Clock()
         self.beats = 0
         self.measures = EngineMeasures()
         self.engine = engine or FakeEngine()
-        self.reducer = Reducer(self.engine, PROFILE.spec, restored, reference)
+        self.reducer = Reducer(self.engine, PROFILE.spec, restored, reference, self_test=self_test, beat=self._beat)
         self.reducer.resume(finals)
         speaker = Speaker(
             "session",
@@ -81,6 +83,7 @@ class EngineRoom:
             lambda: datetime(2026, 1, 2, tzinfo=UTC),
         )
         self.reporter = Reporter(self.reducer, speaker, finals)
+        self._times: list[float] = []
         self._interval_s = interval_s
         self._token = CancelToken()
         self.records: list[Record] = []
@@ -708,3 +711,23 @@ def test_an_engine_that_returns_nonsense_ends_the_room() -> None:
         room.work(batch([0]))
     assert not room.records
     assert room.reducer.total.seen == 0
+
+
+def test_of_incomplete_slides_of_long_ago_the_sums_stay_too() -> None:
+    """Where the number of parts cannot be known, or parts are missing, patches are kept longer, and not for ever."""
+    room = EngineRoom()
+    names = [f"P{number:03d}" for number in range(KEPT_PATIENTS + KEPT_INCOMPLETE + 2)]
+    values = to_fixed(np.array([0.25, 0.25, 0.25, 0.25]))
+    ended = EndedPatients(room.reducer, before=lambda: None)
+    for name in names:
+        key = PatchKey(name, "S", 0, 0, 0)
+        room.reducer._count(CountedPatch(key, values, None))
+        room.reducer.slide(key.of_slide).state = State.STALLED
+        ended.add(name)
+    kept = [name for name in names if PatchKey(name, "S", 0, 0, 0) in room.reducer.slide(SlideKey(name, "S")).tally]
+    assert kept == names[2:]
+    assert room.reducer.of_patient(names[0]).counts.used == 1
+    ended.goes_on(names[2])
+    for number in range(3):
+        ended.add(f"Q{number}")
+    assert PatchKey(names[2], "S", 0, 0, 0) in room.reducer.slide(SlideKey(names[2], "S")).tally

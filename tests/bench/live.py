@@ -18,6 +18,7 @@ from agent.errors import EngineError
 from agent.profile_folder import load_profile_folder
 from models.profile import LoadedProfile
 from tests.brokers import Listener, Mosquitto
+from tests.faults.network import Relay
 from tests.system.processes import AgentProcess, command
 
 ORDER = ("openvino", "eager")
@@ -78,9 +79,12 @@ class Heard:
 class Stage:
     """A running agent with the daemon's own defaults, its broker, and a subscriber of everything."""
 
-    def __init__(self, agent: AgentProcess, listener: Listener) -> None:
+    def __init__(self, agent: AgentProcess, listener: Listener, relay: Relay) -> None:
         self.agent = agent
+        self.relay = relay
+        """Between the agent and its broker."""
         self._listener = listener
+        self._health: dict[str, Any] | None = None
 
     def results(self, patient: str, slide: str) -> list[Heard]:
         """Posteriors and finals of one slide, in the order of arrival."""
@@ -99,6 +103,20 @@ class Stage:
     def forget_messages(self) -> None:
         """Drop what was heard so far: the benchmark's own memory stays small."""
         self._listener.messages.clear()
+
+    def take_messages(self) -> list[Any]:
+        """What was heard since the last time, in the order of arrival; it is forgotten."""
+        count = len(self._listener.messages)
+        taken = self._listener.messages[:count]
+        del self._listener.messages[:count]
+        told = [message for message in taken if message.topic.endswith("/health")]
+        if told:
+            self._health = json.loads(told[-1].payload)
+        return taken
+
+    def last_health(self) -> dict[str, Any] | None:
+        """The last health message that `take_messages` took."""
+        return self._health
 
     def wait_for_final(self, patient: str, slide: str, limit_s: float, each: Callable[[], object]) -> Heard:
         """The slide's final; `each` runs at every look. Raises TimeoutError, or RuntimeError for a dead agent."""
@@ -120,25 +138,30 @@ class Stage:
 
 
 @contextmanager
-def stage(folder: Path, profile: Path) -> Iterator[Stage]:
-    """Broker, subscriber and agent, all ready; ended on the way out."""
+def stage(folder: Path, profile: Path, *, relayed: bool = False, **settings: Any) -> Iterator[Stage]:
+    """Broker, subscriber and agent, all ready; ended on the way out. `settings` are top-level sections.
+
+    With `relayed`, the agent's connection goes through a relay that can cut it; else the relay is idle.
+    """
     (folder / "broker").mkdir(parents=True)
     broker = Mosquitto(folder / "broker", BROKER_SETTING).start()
+    relay = Relay(broker.port)
     try:
         listener = Listener(broker.port)
+        port = relay.port if relayed else broker.port
+        own = {"engine": {"order": list(ORDER)}, "patient": {}, "watch": {}}
         agent = AgentProcess(
             folder / "agent",
-            broker.port,
+            port,
             profile=str(profile),
-            engine={"order": list(ORDER)},
-            mqtt={"port": broker.port, "health_interval_s": 0.5},
-            patient={},
-            watch={},
+            mqtt={"port": port, "health_interval_s": 0.5},
+            **{**own, **settings},
         )
         try:
-            yield Stage(agent.start(), listener)
+            yield Stage(agent.start(), listener, relay)
         finally:
             agent.stop()
             listener.close()
     finally:
+        relay.close()
         broker.kill()
