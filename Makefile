@@ -7,7 +7,7 @@ WORKERS ?= auto
 SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv gcc libc6-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sbom audit format bench faults phantom-profile evaluate-phantom system-packages install uninstall wheels clean
+.PHONY: help setup demo test lint sbom audit format bench faults fuzz phantom-profile evaluate-phantom system-packages install uninstall wheels clean
 
 help:  ## what there is to make
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: $(VENV)/.dev  ## latencies and rates of this machine
 
 faults: $(VENV)/.dev  ## kill, starve and cut off a real agent; long: make faults ARGS="kills --count 1000 --seed 7"
 	$(BIN)/python -m tests.faults $(ARGS)
+
+fuzz: $(VENV)/.dev  ## hostile input, one minute; long: make fuzz ARGS="--seconds 3600 --target dicom --seed 7"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)
 	$(BIN)/python -m train phantom-profile --out configs/profiles/phantom $(ARGS)

@@ -37,6 +37,8 @@ COMMANDS = (
     Command("doctor", "agent.doctor", "check this machine and say what to do"),
     Command("dashboard", "agent.dashboard.command", "serve the screen for the theatre: one web page"),
     Command("dicom-out", "agent.dicom_out.command", "write results as DICOM: structured report and heat map"),
+    Command("quarantine", "agent.quarantine", "list the files that were refused, and what to do about them"),
+    Command("verify", "agent.verify", "check the audit log, and show what a result rests on"),
     Command("settings", "agent.settings_command", "print the example settings, their JSON Schema, or check a file"),
     Command("contract", "agent.contract_command", "write the wire contract: AsyncAPI, schemas, broker access rules"),
 )

@@ -6,12 +6,18 @@ shape always rules, whichever file came first, so that the answer does not depen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from agent.source import Reading, Source
 from models.contract import Part
 
 CHANNELS = 2
+UNFINISHED = 16
+"""A part that lacks something must be quiet so many times longer than a whole one before it is read again."""
+FREE_READINGS = 2
+"""After so many readings from the start each further one must be waited for twice as long, up to DOUBLINGS times."""
+DOUBLINGS = 6
 
 
 @dataclass
@@ -24,14 +30,17 @@ class Arrival:
     """Channel → the file whose shape the assembler was told."""
     stale: bool = False
     """Patches may have been cut from pixels that are not in the folder any more."""
+    freed: bool = False
+    """It was whole, and the assembler holds nothing of it any more."""
+    readings: int = 0
+    """How often it was read again from the start."""
 
-    def add(self, source: Source) -> bool:
-        """Take a file, once; True when another usable file holds the same pixels (this one is kept as a reserve)."""
+    def add(self, source: Source) -> None:
+        """Take a file, once."""
         assert source.placed is not None
         files = self.sources.setdefault(source.placed.channel, [])
         if source not in files:
             files.append(source)
-        return source.reading is Reading.GROWING and source not in self.active()
 
     def active(self) -> list[Source]:
         """The files to read, CH2 first: of several with the same pixels, the first that was not refused or lost."""
@@ -40,6 +49,12 @@ class Arrival:
             usable = [s for s in self.sources[channel] if s.reading in (Reading.GROWING, Reading.DONE)]
             chosen += usable[:1]
         return chosen
+
+    def reserves(self) -> list[Source]:
+        """Usable files of which another one holds the same pixels, and is read."""
+        active = self.active()
+        usable = (source for source in self.files() if source.reading in (Reading.GROWING, Reading.DONE))
+        return [source for source in usable if source not in active]
 
     @property
     def paired(self) -> bool:
@@ -66,16 +81,62 @@ class Arrival:
         self.begun = {channel: begun for channel, begun in self.begun.items() if begun is not source}
 
     @property
+    def is_contradicted(self) -> bool:
+        """Whether a file was refused since its shape does not fit."""
+        return any(s.reading is Reading.REFUSED and "wrong_shape" in s.reported for s in self.files())
+
+    def reconcile(self, changed: Source) -> None:
+        """A file may be another one now: those whose shape did not fit are asked once more."""
+        self.unbind(changed)
+        for source in self.files():
+            if source.reading is Reading.REFUSED and "wrong_shape" in source.reported:
+                source.reading = Reading.GROWING
+                source.restart()
+                source.reported.add("wrong_shape")  # it is told already
+
+    @property
     def must_be_read_again(self) -> bool:
-        """A whole part whose files may have changed while they were read."""
+        """Whether files may have changed since their first bytes were read."""
         return self.stale or not all(source.is_as_read for source in self.begun.values())
+
+    def examine_in_s(self, now: float, settle_s: float) -> float | None:
+        """Seconds until its files have been quiet for so long that they are compared with what was read; None when
+        there is nothing to compare. A file that is written for ever makes each further comparison rarer.
+        """
+        files = self.active()
+        if not self.paired or any(source not in files for source in self.begun.values()):
+            return None
+        if all(source.sha256 for source in files):
+            return None
+        if not self.complete and (all(source.examined for source in files) or not self.must_be_read_again):
+            return None
+        doublings = min(max(0, self.readings - FREE_READINGS), DOUBLINGS)
+        patience_s = settle_s * (1 << doublings) * (1 if self.complete else UNFINISHED)
+        return max(0.0, *(patience_s - source.tail.quiet_s(now) for source in files), self._retry_in_s(now))
+
+    def _retry_in_s(self, now: float) -> float:
+        return max((source.retry_at - now for source in self.active()), default=-math.inf)
 
     def read_again(self) -> None:
         """Begin anew at every file's first byte."""
         self.begun.clear()
-        self.stale = False
+        self.stale = self.freed = False
+        self.readings += 1
         for source in self.active():
             source.restart()
+
+    def begin_anew(self, first: Source) -> None:
+        """One file of a part that was whole is another one now: the files beside it are read once more, too."""
+        self.begun.clear()
+        self.stale, self.freed = True, False
+        for source in self.active():
+            if source is not first:
+                source.restart()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing that was read whole waits to be compared."""
+        return all(source.sha256 or source.reading is not Reading.DONE for source in self.active())
 
     def rest_reserves(self) -> None:
         """A file whose pixels another one gives is not looked at by itself."""

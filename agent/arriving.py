@@ -30,8 +30,12 @@ class ArrivingSlide:
     """Last byte when it was told."""
     corrected: bool = False
     """A patch has other pixels than those that were counted, and no final was asked for since."""
-    afterwards: bool = False
-    """Read again after its patient had ended: nobody is on the table because of it."""
+    again: bool = False
+    """Read again after it was finished: nobody is on the table because of it."""
+    overtaken: bool = False
+    """Somebody new has begun since it did: bytes that come late do not say who is being imaged."""
+    ended: bool = False
+    """Its patient ended before what was read of it had been compared with its settled files."""
 
     def limit_s(self, patience: Patience) -> float | None:
         """How long a slide may be silent; None when silence means nothing (any more)."""
@@ -49,15 +53,28 @@ class ArrivingSlide:
             for source, detail in arrival.silent_files():
                 if why not in source.reported:
                     source.reported.add(why)
-                    yield Problem(why, detail, arrival.part.slide, source.file_id)
+                    stands = (source.tail.size, source.tail.mtime_ns)
+                    yield Problem(why, detail, arrival.part.slide, source.file_id, stands)
         expected = "an unknown number of" if acquisition.expected is None else str(acquisition.expected)
         detail = f"nothing arrives any more; {len(acquisition.done)} of {expected} parts are complete"
-        yield Problem("stalled", detail, acquisition.slide)
+        held = sum(source.tail.size for arrival in self.arrivals.values() for source in arrival.active())
+        yield Problem("stalled", detail, acquisition.slide, content=(held, len(acquisition.done)))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing that was read whole waits to be compared with its settled file."""
+        return all(arrival.is_settled for arrival in self.arrivals.values())
+
+    @property
+    def is_on_table(self) -> bool:
+        """Whether what arrives of it says who is being imaged."""
+        return not (self.again or self.ended)
 
     def tell(self) -> Iterator[Progress]:
         """Where the slide stands, if that is news."""
         acquisition = self.acquisition
-        now_told = (acquisition.state, len(acquisition.done), acquisition.expected, self.live)
+        live = self.live and self.is_on_table and not self.overtaken
+        now_told = (acquisition.state, len(acquisition.done), acquisition.expected, live)
         if now_told != self.told or acquisition.last_byte_at - self.told_s >= RETELL_S:
             self.told, self.told_s = now_told, acquisition.last_byte_at
             state, done, expected, live = now_told

@@ -57,7 +57,8 @@ class LedgerAudit:
         """Enter what a record does: slides that are read again, files, finals. Call it before the files are noted:
         a file that stands as it is known to stand is no news.
         """
-        self.enter(*_entries(record, self._news_of(record.files)))
+        standings = (standing for standing in record.files if standing.outcome != "changed")
+        self.enter(*_entries(record, self._news_of(standings)))
 
     def add(self, kind: str, facts: Facts) -> None:
         """Enter something in a transaction of its own. Raises LedgerError."""

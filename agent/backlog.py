@@ -5,6 +5,7 @@ what lay in the folder before. Pure.
 from __future__ import annotations
 
 import heapq
+from typing import NamedTuple
 
 from agent.layouts import natural
 from models.contract import SlideKey
@@ -13,10 +14,18 @@ OLDEST_EVERY = 8
 """Each so many files, one of the oldest slide has its turn: no slide waits for ever."""
 
 
+class _Turn(NamedTuple):
+    order: int
+    """Time of the group's newest file, ns; negative where the newest goes first."""
+    serial: int
+    place: SlideKey | str
+
+
 class _Group:
     """Waiting files of one slide (or of one folder, where no name tells the slide), in natural order."""
 
-    def __init__(self) -> None:
+    def __init__(self, serial: int) -> None:
+        self.serial = serial
         self.newest_ns = 0
         self.order: list[tuple[object, str]] = []
         self.paths: set[str] = set()
@@ -27,8 +36,19 @@ class Backlog:
 
     def __init__(self) -> None:
         self._groups: dict[SlideKey | str, _Group] = {}
+        self._begun = 0
+        """Groups so far: of equally new ones the first goes first."""
+        self._newest: list[_Turn] = []
+        self._oldest: list[_Turn] = []
+        """Heaps, so that a thousand slides cost no more than ten; an entry counts while its group is as new."""
+        self.slides: set[SlideKey] = set()
+        """Slides of which a file waits; it changes with them."""
         self._place: dict[str, SlideKey | str] = {}
         self._taken = 0
+        self._newest_ns = 0
+        """Of the slides of which a file was taken since nothing waited any more."""
+        self.was_overtaken = False
+        """Whether a file of a newer slide was taken while the last one waited: it says little of what happens now."""
 
     def __bool__(self) -> bool:
         return bool(self._place)
@@ -39,8 +59,16 @@ class Backlog:
             return
         place = slide or path.rpartition("/")[0]
         self._place[path] = place
-        group = self._groups.setdefault(place, _Group())
-        group.newest_ns = max(group.newest_ns, modified_ns or 0)
+        group = self._groups.get(place)
+        if group is None:
+            self._begun += 1
+            group = self._groups[place] = _Group(self._begun)
+            if isinstance(place, SlideKey):
+                self.slides.add(place)
+        if not group.paths or (modified_ns or 0) > group.newest_ns:
+            group.newest_ns = max(group.newest_ns, modified_ns or 0)
+            heapq.heappush(self._newest, _Turn(-group.newest_ns, group.serial, place))
+            heapq.heappush(self._oldest, _Turn(group.newest_ns, group.serial, place))
         group.paths.add(path)
         heapq.heappush(group.order, (natural(path), path))
 
@@ -54,9 +82,10 @@ class Backlog:
         if not self._groups:
             return None
         self._taken += 1
-        choose = min if self._taken % OLDEST_EVERY == 0 else max
-        place = choose(self._groups, key=lambda key: self._groups[key].newest_ns)
+        place = self._next(self._oldest if self._taken % OLDEST_EVERY == 0 else self._newest)
         group = self._groups[place]
+        self.was_overtaken = group.newest_ns < self._newest_ns
+        self._newest_ns = max(self._newest_ns, group.newest_ns)
         while True:
             _, path = heapq.heappop(group.order)
             if path in group.paths:
@@ -64,13 +93,23 @@ class Backlog:
                 self._drop(place, path)
                 return path
 
-    @property
-    def slides(self) -> set[SlideKey]:
-        """Slides of which a file waits."""
-        return {place for place in self._groups if isinstance(place, SlideKey)}
+    def _next(self, turns: list[_Turn]) -> SlideKey | str:
+        """The first group of a heap that is still as it was when it was put there."""
+        while True:
+            turn = turns[0]
+            group = self._groups.get(turn.place)
+            if group is not None and (group.newest_ns, group.serial) == (abs(turn.order), turn.serial):
+                return turn.place
+            heapq.heappop(turns)
 
     def _drop(self, place: SlideKey | str, path: str) -> None:
         group = self._groups[place]
         group.paths.discard(path)
         if not group.paths:
             del self._groups[place]
+            if isinstance(place, SlideKey):
+                self.slides.discard(place)
+        if not self._groups:
+            self._newest_ns = 0
+            self._newest.clear()
+            self._oldest.clear()

@@ -46,6 +46,8 @@ class Batcher:
         """Take one input (or rejection); the full batch, if this filled it."""
         if self._oldest_s is None:
             self._oldest_s = now
+        if item.digest is not None:
+            self._forget(item.key)
         if item.rejected is None:
             self._inputs.append(Timed(item, now))
         else:
@@ -68,3 +70,8 @@ class Batcher:
         batch = Batch(tuple(self._inputs), tuple(self._rejected))
         self._inputs, self._rejected, self._oldest_s = [], [], None
         return batch
+
+    def _forget(self, key: PatchKey) -> None:
+        """The same patch from older pixels does not count any more."""
+        self._inputs = [timed for timed in self._inputs if timed.item.key != key]
+        self._rejected = [rejected for rejected in self._rejected if rejected.key != key]

@@ -104,6 +104,12 @@ class Handover(Generic[T]):
             self._changed.notify_all()
             return item
 
+    def wait_until_taken(self, limit_s: float) -> bool:
+        """Wait until the consumer has taken every item; False when it has not after `limit_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items or self._token.cancelled.is_set(), limit_s)
+            return not self._items
+
     def nudge(self) -> None:
         """Wake the consumer without an item (another source has something for it)."""
         with self._changed:

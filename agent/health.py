@@ -1,16 +1,16 @@
-"""Figures about the running process, and whether its rooms are alive."""
+"""Figures about the running process, for `health` and for the metrics."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 from agent import host
+from agent.answering import Answering
 from agent.handover import Handover
 from agent.ledger import Ledger, Record
 from agent.measures import BOUNDS_S, Durations, EngineMeasures, Histogram, SenderMeasures
@@ -22,31 +22,6 @@ from agent.speech import DISTRIBUTION, Speech
 from agent.topics import Message
 from agent.watch import Watch
 from agent.worker import Work
-
-
-class Pulse:
-    """When each room last came round. A room that waits before a full hand-over is not at fault; the next one is."""
-
-    def __init__(self, work: Handover[Work], records: Handover[Record]) -> None:
-        self._full: dict[str, Handover[Work] | Handover[Record]] = {"reader": work, "engine": records}
-        self._last: dict[str, float] = {}
-
-    def beats(self, room: str, *also: Callable[[], None]) -> Callable[[], None]:
-        """What the room calls each time it comes round; it runs `also`, too."""
-
-        def beat() -> None:
-            for task in also:
-                task()
-            self._last[room] = time.monotonic()
-
-        self._last[room] = time.monotonic()
-        return beat
-
-    def is_healthy(self, limit_s: float) -> bool:
-        """Whether every room came round within `limit_s`, or stands before a full hand-over."""
-        now = time.monotonic()
-        late = [room for room, last in self._last.items() if now - last > limit_s]
-        return all(room in self._full and len(self._full[room]) >= self._full[room].capacity for room in late)
 
 
 @dataclass
@@ -62,6 +37,7 @@ class Figures:
     ledger: Ledger
     engine: EngineMeasures
     sender: SenderMeasures
+    answering: Answering
     started_s: float = field(default_factory=time.monotonic)
     version: str = field(default_factory=lambda: version(DISTRIBUTION))
     _unsent: int = 0
@@ -81,6 +57,7 @@ class Figures:
         speaker, counts = self.speech.speaker, self.reducer.total
         last_byte = self.reader.last_byte_s
         now = time.monotonic()
+        trouble = self.answering.trouble or self.watch.unavailable
         return Health(
             **speaker.stamp(),
             version=self.version,
@@ -91,6 +68,7 @@ class Figures:
             since=self.speech.since,
             uptime_s=now - self.started_s,
             patches=Counts(seen=counts.seen, used=counts.used, rejected=dict(counts.rejected)),
+            corrected=self.reducer.corrected,
             handovers={
                 h.name: QueueState(depth=len(h), high_water=h.high_water, capacity=h.capacity) for h in self.handovers
             },
@@ -102,19 +80,27 @@ class Figures:
             reconnects=self.session.reconnects,
             dropped=self.sender.dropped,
             refused=self.sender.refused,
-            alerts=self.engine.alerts,
-            folder_readable=self.watch.unavailable is None,
+            alerts=self._alerts(),
+            folder_readable=trouble is None,
+            folder_trouble=trouble,
             scan_only_finds=self.watch.scan_only_finds,
+            events_lost=self.watch.events_lost,
             last_byte_age_s=None if last_byte is None else max(0.0, now - last_byte),
             rss_bytes=host.rss_bytes(),
             ledger_bytes=self._ledger_bytes,
             disk_free_bytes=self._disk_free_bytes,
+            audit=self.ledger.audit.head,
         )
 
     def message(self) -> Message:
         """The figures as a message; for the ledger's thread only."""
         self.look()
         return self.speech.speaker.topics.message(self.health())
+
+    def _alerts(self) -> dict[str, int]:
+        """By reason; those of the ENGINE room, and those that speak of the process itself."""
+        hangs = {"folder_hangs": self.answering.alerts} if self.answering.alerts else {}
+        return {**self.engine.alerts, **hangs}
 
     def _stages(self) -> dict[str, Histogram]:
         """In the order of the data's way."""

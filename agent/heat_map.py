@@ -60,12 +60,22 @@ class HeatMap:
         self._layout = MODALITIES[profile.modality].patch_layout(profile)
         self._told: Counter[SlideKey] = Counter(told or {})
 
-    def tell(self, rows: Iterable[CountedPatch], stamp: Callable[[], dict[str, Any]]) -> list[SlidePatches]:
-        """The payloads for newly counted patches; `stamp` gives the fields that every payload has."""
+    def tell(
+        self,
+        rows: Iterable[CountedPatch],
+        stamp: Callable[[], dict[str, Any]],
+        seen: Callable[[SlideKey], int] | None = None,
+    ) -> list[SlidePatches]:
+        """The payloads for newly counted or corrected patches; `stamp` gives the fields that every payload has.
+
+        `seen`: all that are counted of a slide, so that a correction does not look like another patch.
+        """
         outcome = {row.key: row for row in rows}
         payloads = []
         for slide, keys in by_slide(outcome).items():
             patches = [outcome[key] for key in keys]
+            after = self._told[slide] + len(keys)
+            after = after if seen is None else min(after, seen(slide))
             reasons = tuple(sorted({row.rejected for row in patches if row.rejected is not None}))
             payloads.append(
                 SlidePatches(
@@ -77,7 +87,7 @@ class HeatMap:
                     reasons=reasons,
                     size_px=self._layout.size_px,
                     stride_px=self._layout.stride_px,
-                    before=self._told[slide],
+                    before=after - len(keys),
                     strip=tuple(key.strip for key in keys),
                     x=tuple(key.x for key in keys),
                     y=tuple(key.y for key in keys),
@@ -85,7 +95,7 @@ class HeatMap:
                     confidence=tuple(_confidence(row) for row in patches),
                 )
             )
-            self._told[slide] += len(keys)
+            self._told[slide] = after
         return payloads
 
 

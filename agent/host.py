@@ -22,6 +22,8 @@ from typing import Literal
 import structlog
 from structlog.typing import Processor
 
+from agent import discretion
+
 _PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 """syslog priorities (sd-daemon(3)) by log level."""
 
@@ -92,8 +94,8 @@ def configure_logging(level: str = "info", fmt: Literal["json", "console", "auto
     """Send every log event of this process, ours and the libraries', to stderr through one renderer.
 
     stdout belongs to what commands print. `auto` writes text on a terminal and JSON lines elsewhere. When stderr
-    goes to the journal, each line starts with its `<priority>`. Tracebacks never show local variables: these
-    hold identifiers.
+    goes to the journal, each line starts with its `<priority>`. Tracebacks show neither values nor local
+    variables: these hold identifiers (agent.discretion).
     """
     as_json = fmt == "json" or (fmt == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
@@ -139,17 +141,14 @@ def _quiet_libraries() -> None:
 
 
 def _json() -> list[Processor]:
-    exceptions = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
-        structlog.processors.ExceptionRenderer(exceptions),
+        structlog.processors.ExceptionRenderer(discretion.anatomy),
         structlog.processors.JSONRenderer(sort_keys=False, default=str),
     ]
 
 
 def _console() -> list[Processor]:
-    return [
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-    ]
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=discretion.write_anatomy)]
 
 
 class _JournalFormatter(structlog.stdlib.ProcessorFormatter):

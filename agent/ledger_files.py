@@ -12,6 +12,7 @@ from agent.ledger_file import explained
 from agent.ledger_records import FileStanding, Record
 from models.contract import SlideKey
 
+_DOUBT = "UPDATE files SET outcome = 'changed' WHERE outcome = 'whole' AND patient = ? AND slide = ?"
 _SETTLE = "DELETE FROM reopened WHERE profile_sha256 = ? AND patient = ? AND slide = ?"
 
 
@@ -27,6 +28,7 @@ class LedgerFiles:
         sha256 = record.profile_sha256
         reopened = [(sha256, *slide) for slide in record.reopened]
         self._db.executemany("INSERT OR IGNORE INTO reopened VALUES (?, ?, ?)", reopened)
+        self._db.executemany(_DOUBT, record.reopened)
         self._db.executemany(_SETTLE, [(sha256, *slide) for slide in record.closed])
         self._db.executemany(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

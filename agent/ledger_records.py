@@ -9,7 +9,7 @@ from agent.topics import Message
 from models.contract import PatchKey, SlideKey
 from models.domain import Marks
 
-Outcome = Literal["whole", "refused", "duplicate"]
+Outcome = Literal["whole", "changed", "refused", "duplicate"]
 
 
 class CountedPatch(NamedTuple):
@@ -33,8 +33,8 @@ class FileStanding:
     size: int
     mtime_ns: int
     outcome: Outcome
-    """`whole`: read to its end, and unchanged since; `refused`: not read again until it changes; `duplicate`: another
-    file has the same part."""
+    """`whole`: read to its end, and unchanged since; `changed`: not so any more, and not read again yet; `refused`:
+    not read again until it changes; `duplicate`: another file has the same part."""
     patient: str = ""
     slide: str = ""
     """Both empty for a file that belongs nowhere."""

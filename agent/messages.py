@@ -143,6 +143,15 @@ class Drift(Frozen):
     """Share of marked patches from which a result's decision is `out_of_domain`."""
 
 
+class AuditHead(Frozen):
+    """How far the audit log has come. Whoever keeps this can prove later that nothing before it was changed."""
+
+    entries: Count
+    """Entries in the log; they are numbered from 1."""
+    head: str = Field(pattern="^[0-9a-f]{64}$")
+    """Hash of the last of them, which rests on all before it: `python -m agent verify --head`."""
+
+
 class Health(Payload):
     """Figures about the process since its start; expires, so that a dead agent's figures do not linger.
 
@@ -166,6 +175,8 @@ class Health(Payload):
     """Seconds since the start."""
     patches: Counts
     """Those counted since the start; what the ledger brought back is in results only."""
+    corrected: Count = 0
+    """Patches counted anew since the start, since their pixels had changed in the folder."""
     handovers: dict[str, QueueState]
     """Hand-over between two rooms → how full it is."""
     latency_bounds_ms: tuple[float, ...] = ()
@@ -187,9 +198,13 @@ class Health(Payload):
     alerts: dict[str, Count] = {}
     """Reason → alerts."""
     folder_readable: bool = True
-    """Whether the last look at the imager's folder succeeded."""
+    """Whether the imager's folder answers, and the last look at it succeeded."""
+    folder_trouble: str | None = None
+    """Why not; null when it could be read."""
     scan_only_finds: Count
     """Files that no event announced and only the scan found."""
+    events_lost: Count = 0
+    """Times that listening for events was begun anew, since some were lost."""
     last_byte_age_s: float | None = Field(None, ge=0)
     """Seconds since the imager's last byte; null before the first."""
     rss_bytes: Count
@@ -198,6 +213,8 @@ class Health(Payload):
     """The ledger on the disk."""
     disk_free_bytes: Count = 0
     """Free space where the ledger lies."""
+    audit: AuditHead | None = None
+    """The end of the audit log (docs/audit.md); null only where this is read without one."""
 
 
 class Current(Payload):

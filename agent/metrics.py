@@ -56,8 +56,10 @@ def _patches(now: Health) -> Iterator[Metric]:
     yield CounterMetricFamily("srh_patches_seen", "Patches whose place is known: used or rejected", patches.seen)
     yield CounterMetricFamily("srh_patches_used", "Patches that count in a posterior", patches.used)
     yield _counters("srh_patches_rejected", "Patches seen but not used", "reason", patches.rejected)
+    yield CounterMetricFamily("srh_patches_corrected", "Patches counted anew: their pixels changed", now.corrected)
     yield CounterMetricFamily("srh_scan_only_finds", "Changes that only the scan found", now.scan_only_finds)
-    yield _gauge("srh_folder_readable", "1 when the last look at the imager's folder succeeded", now.folder_readable)
+    yield CounterMetricFamily("srh_events_lost", "Times that listening for changes began anew", now.events_lost)
+    yield _gauge("srh_folder_readable", "1 when the imager's folder answers and can be read", now.folder_readable)
     if now.last_byte_age_s is not None:
         yield _gauge("srh_last_byte_age_seconds", "Since the imager's last byte", now.last_byte_age_s)
 

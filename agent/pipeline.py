@@ -6,39 +6,44 @@ The stop order is the way of the data: READER stops taking in, ENGINE finishes i
 
 from __future__ import annotations
 
-import time
 import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
-from agent import host
+from agent import discretion, host
+from agent.answering import Answering
+from agent.audit_trail import AuditTrail
 from agent.batching import Batcher
 from agent.catch_up import CatchUp
 from agent.command_desk import CommandDesk
-from agent.engine import choose
+from agent.engine import choose, self_test
 from agent.feeder import Feeder
 from agent.formats import Limits
 from agent.formats.detect import open_parser
 from agent.handover import CancelToken, Handover, Wakeup
-from agent.health import Figures, Pulse
+from agent.health import Figures
 from agent.identity import Pseudonyms, load_or_create_key
 from agent.layouts import Layouts
-from agent.ledger import CountedPatch, FinalRow, Ledger, Record
+from agent.ledger import Ledger, Record
+from agent.ledger_rescue import open_ledger
+from agent.ledger_upkeep import keeping_up
 from agent.measures import EngineMeasures, SenderMeasures
+from agent.memory import Memory
 from agent.messages import EngineRef
 from agent.metrics import serve_metrics
 from agent.naming import rules_of
 from agent.overseer import oversee
+from agent.patience import Patience
 from agent.profile_folder import load_profile_folder
 from agent.publish import Session
+from agent.pulse import Pulse
 from agent.reader import Reader
 from agent.reducer import Reducer
 from agent.reload import LiveSettings
 from agent.reporter import Reporter, Speaker
-from agent.roster import Patience
 from agent.sender import Sender
 from agent.settings import Settings
 from agent.speech import Speech
@@ -77,14 +82,6 @@ def _follow(
     sender.health_interval_s = now.mqtt.health_interval_s
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """What the ledger knows from before this start."""
-
-    patches: list[CountedPatch]
-    finals: list[FinalRow]
-
-
 class Pipeline:
     """The daemon: `run` blocks until it has ended and returns the exit code."""
 
@@ -112,13 +109,15 @@ class Pipeline:
             batch=choice.engine.batch_size,
             passed_over=choice.passed_over,
         )
-        ledger = Ledger.open(settings.state_dir / "ledger.sqlite")
+        ledger, rescue = open_ledger(settings.state_dir / "ledger.sqlite", settings.patient.keep_days)
         self._resources.callback(ledger.close)
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
         # Short, since it is in every message, small heat map arrays too.
         speaker = Speaker(uuid.uuid4().hex[:16], topics, profile, engine, lambda: datetime.now(UTC))
         speech = Speech(speaker, choice, ledger.next_boot(), datetime.now(UTC))
-        memory = self._remember(ledger, profile.sha256)
+        self._trail = AuditTrail(ledger.audit, self._live, speech)
+        self._keep_up = keeping_up(settings, ledger, speaker, rescue)
+        memory = Memory.of(ledger, profile.sha256)
         self._keep_results = spooling(settings, profile.spec, ledger)
 
         capacity, token = settings.pipeline.handover_capacity, self._token
@@ -137,7 +136,8 @@ class Pipeline:
         reader = self._reader(profile.spec, memory)
         batcher = Batcher(choice.engine.batch_size, settings.pipeline.batch_deadline_ms / 1e3)
         feeder = Feeder(reader, batcher, self._work, token, wakeup, beat=self._pulse.beats("reader"))
-        reducer = Reducer(choice.engine, profile.spec, memory.patches, profile.reference)
+        test, beat = partial(self_test, choice.engine, profile), self._pulse.beats("engine")
+        reducer = Reducer(choice.engine, profile.spec, memory.patches, profile.reference, self_test=test, beat=beat)
         reducer.resume(memory.finals)
         reporter = Reporter(reducer, speaker, memory.finals)
         worker = Worker(
@@ -147,7 +147,7 @@ class Pipeline:
             reporter,
             profile.sha256,
             interval_s=settings.pipeline.publish_interval_ms / 1e3,
-            beat=self._pulse.beats("engine"),
+            beat=beat,
             wall=speaker.wall,
             measures=self._measures[0],
         )
@@ -157,15 +157,7 @@ class Pipeline:
         self._live.follow(lambda now: _follow(now, self._watch, self._patience, batcher, worker, sender))
         self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
 
-    def _remember(self, ledger: Ledger, sha256: str) -> _Memory:
-        finals = ledger.finals(sha256)
-        oldest = time.time() - 86_400 * self._settings.patient.keep_days
-        pruned = ledger.prune(row.patient for row in finals if row.scope == "patient" and row.at < oldest)
-        patches = list(ledger.restore(sha256))
-        log.info("restored", patches=len(patches), pruned=pruned, finals=len(finals))
-        return _Memory(patches, finals)
-
-    def _reader(self, spec: Profile, memory: _Memory) -> Reader:
+    def _reader(self, spec: Profile, memory: Memory) -> Reader:
         settings = self._settings
         self._patience = patience_of(settings)
         naming = Pseudonyms(
@@ -180,8 +172,9 @@ class Pipeline:
             open_parser,
             limits=Limits(**settings.limits.model_dump()),
             patience=self._patience,
-            counted=[row.key for row in memory.patches],
-            finished=[row.of_slide for row in memory.finals if row.is_finished_slide],
+            counted={row.key: row.pixels for row in memory.patches},
+            finished=memory.finished,
+            files=memory.files,
             slice_bytes=settings.watch.read_slice_kib * 1024,
             beat=self._pulse.beats("reader"),
         )
@@ -202,8 +195,10 @@ class Pipeline:
             catch_up=CatchUp(ledger, speaker, lambda: speech.status("online")),
             engine=lambda: speech.engine(settings.profile),
         )
+        answering = Answering(self._pulse, lambda: self._live.now.watch.answer_limit_s, speech, ledger)
+        handovers = (self._work, self._records)
         figures = Figures(
-            speech, reducer, reader, self._watch, (self._work, self._records), session, ledger, *self._measures
+            speech, reducer, reader, self._watch, handovers, session, ledger, *self._measures, answering
         )
         if settings.metrics.port is not None:
             self._resources.callback(serve_metrics(settings.metrics.port, figures.health))
@@ -219,31 +214,37 @@ class Pipeline:
             contradicts=speech.is_contradicted_by,
             alert=speech.refused,
             in_flight=settings.mqtt.in_flight,
+            puback_limit_s=settings.mqtt.puback_limit_s,
             flush_limit_s=settings.pipeline.stop_limit_s / 2,
-            beat=self._pulse.beats("sender", figures.look, lambda: self._keep_results(1)),
+            beat=self._pulse.beats(
+                "sender", answering.look, figures.look, self._trail.look, self._keep_up, lambda: self._keep_results(1)
+            ),
             measures=self._measures[1],
         )
 
     def run(self) -> int:
         """Work until the token stops; 0 after a clean end, 1 when a room died or the end took too long."""
         with self._resources:
-            self._watch.start()
             watch = self._watch
-            oversee(
+            all_ended = oversee(
                 self._rooms,
                 self._token,
                 self._pulse,
                 self._live,
                 has_looked=lambda: watch.scanned_once or watch.unavailable is not None,
+                give_up=self._work.close,
             )
-            self._watch.stop()
+            if all_ended:
+                watch.stop()
             if self._token.failure is None and not self._token.cancelled.is_set():
                 self._keep_results(MOST_WAITING)  # the last finals; no room owns the ledger any more
+                self._trail.end()
         if self._token.failure is not None:
-            log.error("room_died", room=self._token.failed_room, error=str(self._token.failure))
+            log.error("room_died", room=self._token.failed_room, error=discretion.told(self._token.failure))
             return 1
         if self._token.cancelled.is_set():
             log.error("stop_took_too_long", limit_s=self._live.now.pipeline.stop_limit_s)
             return 1
-        log.info("stopped")
-        return 0
+        if all_ended:
+            log.info("stopped")
+        return 0 if all_ended else 1

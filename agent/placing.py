@@ -42,6 +42,11 @@ class Placing:
             self._misnumbered.add(path)
             yield Problem("misnumbered", place.detail, file_id=self._naming.of("file", path))
 
+    @property
+    def may_retry(self) -> bool:
+        """Whether a path that waits may find its place now."""
+        return self._placed_since and bool(self._waiting)
+
     def retry(self) -> list[str]:
         """Paths that may find their place now, since others have."""
         again, self._placed_since = self._placed_since, False

@@ -6,6 +6,7 @@ It knows how the channels of a part belong together; which files there are, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import xxhash
@@ -15,13 +16,11 @@ from agent.errors import FormatError
 from agent.formats import Event, Header, Limits, Region
 from agent.intake import Problem, Told
 from agent.ledger_records import FileStanding, Outcome
+from agent.patience import Patience
 from agent.roster import Roster
-from agent.source import OpenParser, Reading, Source
+from agent.source import RETRY_S, OpenParser, Reading, Source
 from agent.tail import Change
 from models.contract import Assembler, Chunk, ModelInput, ShapeError, SlideKey
-
-RETRY_S = 5.0
-"""A file that cannot be opened is tried again after this, seconds."""
 
 
 class Pump:
@@ -34,7 +33,7 @@ class Pump:
         open_parser: OpenParser,
         *,
         limits: Limits,
-        settle_s: float,
+        patience: Patience,
         slice_bytes: int,
         beat: Callable[[], None],
     ) -> None:
@@ -42,7 +41,7 @@ class Pump:
         self._roster = roster
         self._open_parser = open_parser
         self._limits = limits
-        self._settle_s = settle_s
+        self._patience = patience
         self._slice = slice_bytes
         self._beat = beat
 
@@ -52,7 +51,7 @@ class Pump:
         while progress:
             progress = False
             for source in arrival.active():
-                before = source.reading
+                before, was_whole = source.reading, bool(source.sha256)
                 try:
                     change, events = self.look(source, now, header_only=not arrival.paired)
                 except FormatError as error:
@@ -61,11 +60,19 @@ class Pump:
                     continue
                 if source.trouble:
                     yield from self.tell(source, "not_readable", f"{source.trouble}; it is tried again")
-                if change is not Change.SAME:
+                if change is Change.GONE:
+                    arrival.stale |= arrival.is_bound(source)
+                elif change is Change.REWRITTEN or (change is Change.GREW and before is not Reading.DONE):
                     yield from self._roster.receive(arrival.part, now, live=live)
+                if was_whole and not source.sha256:
+                    yield self.standing(source, "changed")
                 if change is Change.REWRITTEN:
-                    arrival.unbind(source)
+                    arrival.reconcile(source)
                     yield from self.tell(source, "rewritten", "the file was replaced or cut; it is read again")
+                elif change is Change.GREW and arrival.is_contradicted:
+                    source.restart()  # its header may say another shape by now
+                    arrival.reconcile(source)
+                    events, progress = [], True
                 if source.header is not None and not arrival.is_bound(source):
                     yield from self._begin(arrival, source, source.header)
                     progress = True
@@ -74,54 +81,68 @@ class Pump:
                 progress |= bool(events) or source.reading is not before
         arrival.rest_reserves()
         if arrival.complete:
+            arrival.freed = True
             yield from self._roster.part_done(arrival.part)
 
     def examine(self, arrival: Arrival, now: float) -> Iterator[Told]:
-        """A whole part whose files have settled: was it read from what stands there now? If not, read it again.
+        """A part whose files have settled: was it read from what stands there now? If not, read it again.
 
         The assembler cuts every patch anew, and the roster tells which have other pixels than those counted.
         """
-        files = arrival.active()
-        if not arrival.complete or any(source.settles_in_s(now, self._settle_s) for source in files):
+        if arrival.examine_in_s(now, self._patience.settle_s) != 0:
             return
         if arrival.must_be_read_again:
             self._assembler.forget(arrival.part)
             arrival.read_again()
             yield from self.drain(arrival, now, live=False)
-        if arrival.complete:
-            for source in files:
-                yield from self._seal(source, now)
+            yield from self._roster.say_corrected(arrival.part.slide)
+        for source in arrival.active():
+            if source.tail.quiet_s(now) <= 0 or source.retry_at > now:
+                continue  # it changed, or could not be read, this very moment
+            source.examined = True
+            if arrival.complete and not source.sha256 and (sha256 := self.hash(source, now)) is not None:
+                source.sha256, source.noted = sha256, None
+                yield self.standing(source, "whole", sha256=sha256)
 
-    def _seal(self, source: Source, now: float) -> Iterator[Told]:
-        """Note a file as read whole."""
-        if source.examined:
-            return
+    def hash(self, source: Source, now: float) -> str | None:
+        """The file's SHA-256; None when it cannot be told now."""
         try:
-            sha256 = source.sha256(now, self._beat)
+            return source.hash(now, self._beat)
         except OSError as error:
             source.retry_after(now + RETRY_S, error.strerror or str(error))
-            return
-        if sha256 is not None:
-            source.examined = True
-            yield self.standing(source, "whole", sha256=sha256)
+            return None
 
     @staticmethod
     def standing(
         source: Source, outcome: Outcome, *, sha256: str = "", reason: str = "", detail: str = ""
     ) -> FileStanding:
-        """What was made of a file, for the ledger."""
+        """What was made of a file, as it stood at the last visit, for the ledger."""
         slide = source.placed.part.slide if source.placed else SlideKey("", "")
         size, mtime_ns = source.tail.size, source.tail.mtime_ns
         return FileStanding(source.file_id, size, mtime_ns, outcome, *slide, sha256, reason, detail)
 
+    def duplicate(self, source: Source) -> Iterator[Told]:
+        """A file whose pixels another one gives; it is not opened."""
+        with suppress(OSError):
+            stands = source.tail.stands()
+            if stands is None or stands == source.noted or (source.sha256 and stands == source.tail.seen):
+                return
+            source.noted = stands
+            if source.reading is Reading.DONE:
+                source.restart(at_once=False)
+            detail = "another file holds the same part of the slide; this one is read only if that one is lost"
+            yield from self.tell(source, "duplicate", detail)
+            yield replace(self.standing(source, "duplicate"), size=stands[2], mtime_ns=stands[3])
+
     def look(self, source: Source, now: float, *, header_only: bool) -> tuple[Change, list[Event]]:
         """One visit to a file. Raises FormatError; a file that cannot be opened now is tried again later."""
+        self._beat()  # what is read again may give nothing new for long
         try:
             return source.read(
                 now,
                 self._open_parser,
                 self._limits,
-                settle_s=self._settle_s,
+                settle_s=self._patience.settle_s,
                 budget=self._slice,
                 header_only=header_only,
             )
@@ -147,6 +168,10 @@ class Pump:
             error = FormatError("wrong_shape", f"{header.planes} planes where the name promises {len(channels)}")
             yield from self._refuse(arrival, source, error)
             return
+        if arrival.freed:
+            arrival.begin_anew(source)
+        if not arrival.begun:
+            self._assembler.forget(arrival.part)
         rival = arrival.begun.get(1) if channels == (0,) else None
         shape = (header.height, header.width)
         if rival is None or rival.header is None or (rival.header.height, rival.header.width) == shape:

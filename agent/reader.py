@@ -6,7 +6,6 @@ never waits: time comes in as an argument, and whoever iterates `poll` sets the 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -21,14 +20,13 @@ from agent.patience import Patience
 from agent.placing import Placing
 from agent.pump import Pump
 from agent.roster import Roster
+from agent.settling import Settling
 from agent.source import OpenParser
 from agent.visits import Visits
 from models.contract import Assembler, PatchKey, SlideKey
 
 TURN_S = 0.25
 """Longest time that one poll goes on to another file before it looks for changes again."""
-MOST_SOURCES = 1000
-"""So many files are remembered before it is looked which of them need not be."""
 
 
 class Reader:
@@ -62,8 +60,6 @@ class Reader:
         self._beat = beat
         self._clock = clock
         self._backlog = Backlog()
-        self._unsettled: set[str] = set()
-        """Paths that may give more once they count as settled."""
         self._looked = False
         self._old: set[str] = set()
         """Paths that lay in the folder at the first look and have not been looked at yet."""
@@ -74,7 +70,7 @@ class Reader:
             self._roster,
             open_parser,
             limits=limits,
-            settle_s=patience.settle_s,
+            patience=patience,
             slice_bytes=slice_bytes,
             beat=beat,
         )
@@ -88,6 +84,7 @@ class Reader:
             ClosedFiles(files),
             examine=examine,
         )
+        self._settling = Settling(self._visits.settles_in_s)
 
     def poll(self, now: float) -> Iterator[Told]:
         """What became known: changes, the next files that wait for a look, and what silence says.
@@ -99,7 +96,7 @@ class Reader:
             yield Problem("folder_unavailable", f"the watched folder cannot be read: {changes.unavailable}")
         self._folder_missing = changes.unavailable is not None
         for path in changes.removed:
-            self._unsettled.discard(path)
+            self._settling.discard(path)
             self._backlog.discard(path)
             yield from self._visits.removed(path, now, live=path not in self._old)
         for path in changes.touched:
@@ -107,44 +104,44 @@ class Reader:
         if not self._looked and changes.unavailable is None:
             self._looked = True
             self._old.update(changes.touched)
-        for path in [path for path in self._unsettled if self._visits.settles_in_s(path, now) == 0]:
+        for path in self._settling.due(now):
             yield from self._queue(path, now)
         yield from self._work(now)
         if changes.unavailable is None:
+            self._roster.excuse(changes.away_s)
             yield from self._roster.silence(now)
         yield from self._placing.tell_waiting(now - self._patience.stall_after_s)
 
     def wait_s(self, now: float) -> float:
         """Seconds until a poll would find something even without a hint."""
-        if self._backlog:
+        if self.behind:
             return 0.0
-        settling = (self._visits.settles_in_s(path, now) for path in self._unsettled)
-        return min([self._folder.wait_s(now), self._roster.wait_s(now), *settling])
+        return min(self._folder.wait_s(now), self._roster.wait_s(now), self._settling.wait_s(now))
 
     @property
     def behind(self) -> bool:
         """Whether files wait for a look."""
-        return bool(self._backlog)
+        return bool(self._backlog) or self._placing.may_retry
 
     def _work(self, now: float) -> Iterator[Told]:
         """Look at the files that wait, until the turn is over."""
         ends_s = self._clock() + TURN_S
-        while (path := self._backlog.take()) is not None:
+        while True:
+            if not self._backlog:
+                for waiting in self._placing.retry():
+                    yield from self._queue(waiting, now)
+            if (path := self._backlog.take()) is None:
+                return
             self._roster.busy = self._backlog.slides
             self._beat()
-            yield from self._visits.visit(path, now, live=path not in self._old)
+            live = path not in self._old and not self._backlog.was_overtaken
+            yield from self._visits.visit(path, now, live=live)
             self._old.discard(path)
-            if self._visits.settles_in_s(path, now) < math.inf:
-                self._unsettled.add(path)
-            else:
-                self._unsettled.discard(path)
+            self._settling.note(path, now)
             while self._visits.again:
                 yield from self._queue(self._visits.again.pop(0), now)
             if self._clock() >= ends_s or self._folder.wait_s(now) == 0:
                 return
-            if not self._backlog:
-                for waiting in self._placing.retry():
-                    yield from self._queue(waiting, now)
 
     def _queue(self, path: str, now: float) -> Iterator[Told]:
         """A path that should be looked at: find its place, and let it wait for its turn."""

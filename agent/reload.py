@@ -21,6 +21,7 @@ from agent.settings import Settings
 LIVE = frozenset(
     {
         "watch.scan_interval_s",
+        "watch.answer_limit_s",
         "watch.stall_after_s",
         "watch.slide_quiet_s",
         "patient.quiet_s",
@@ -46,7 +47,8 @@ NEEDS_RESTART = {
     "watch": "files are already being read under it",
     "naming": "files already placed would change their slide",
     "limits": "files already being read were accepted under them",
-    "patient": "the ledger is pruned at start",
+    "patient": "the ledger is kept under it",
+    "ledger": "the ledger is kept under it",
     "pipeline": "the hand-overs are already made",
     "engine": "the engine is loaded and warm",
     "mqtt": "the session with the broker is made of it",

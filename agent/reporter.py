@@ -19,15 +19,7 @@ from agent.intake import Problem
 from agent.ledger import CountedPatch, FinalRow
 from agent.messages import Alert, Counts, Current, EngineRef, ProfileRef
 from agent.reducer import Reducer, SlideRecord, state_of
-from agent.results import (
-    Domain,
-    Latency,
-    Parts,
-    PatientFinal,
-    PatientPosterior,
-    SlideFinal,
-    SlidePosterior,
-)
+from agent.results import Domain, Latency, Parts, PatientFinal, PatientPosterior, SlideFinal, SlidePosterior
 from agent.topics import Message, Topics, final_event_id
 from models.contract import SlideKey
 from models.decision import decide
@@ -82,8 +74,8 @@ class Reporter:
         self._reducer = reducer
         self._speaker = speaker
         self._finals = {(row.scope, row.patient, row.slide): row for row in finals}
-        seen = {key: record.tally.counts.seen for key, record in reducer.slides.items()}
-        self._heat_map, self._gathering = HeatMap(reducer.profile, seen), Gathering()
+        self._gathering = Gathering()
+        self._heat_map = HeatMap(reducer.profile, {slide: self._seen(slide) for slide in reducer.slides})
 
     def patches(self, rows: list[CountedPatch], now: float, *, everything: bool = False) -> list[Message]:
         """Heat map arrays, one message a slide: of these newly counted patches and of those before, when enough are
@@ -91,7 +83,11 @@ class Reporter:
         """
         self._gathering.add(rows, now)
         due = self._gathering.take(now, everything=everything)
-        return [self._speaker.topics.message(payload) for payload in self._heat_map.tell(due, self._speaker.stamp)]
+        payloads = self._heat_map.tell(due, self._speaker.stamp, self._seen)
+        return [self._speaker.topics.message(payload) for payload in payloads]
+
+    def _seen(self, slide: SlideKey) -> int:
+        return self._reducer.slide(slide).tally.counts.seen
 
     def posteriors(self, slides: Iterable[SlideKey], latency: Latency) -> list[Message]:
         """The running posterior of these slides and of their patients."""

@@ -15,7 +15,7 @@ from agent.arriving import ArrivingSlide
 from agent.counted import Counted
 from agent.intake import PatientClosed, SlideClosed, Told
 from agent.patience import Patience
-from agent.source import Reading, Source
+from agent.source import Reading
 from models.contract import Assembler, Part, PatchKey, SlideKey
 from models.posterior import Counting
 
@@ -37,6 +37,8 @@ class Roster:
         self._patience = patience
         self._counted = Counted(counted)
         self._finished = set(finished)
+        self._pruned = self._finished - self._counted.slides
+        """Finished slides of which no patch is kept any more."""
         self._slides: dict[SlideKey, ArrivingSlide] = {}
         patients = sorted({slide.patient for slide in self._counted.slides | self._finished})
         self._open: dict[str, float | None] = dict.fromkeys(patients)
@@ -63,16 +65,19 @@ class Roster:
         self._slides[key.of_slide].corrected |= counting is Counting.CORRECTED
         return counting
 
-    def knows_patches(self, slide: SlideKey) -> bool:
-        """Whether patches of a slide are known one by one."""
-        return slide in self._counted
+    def is_pruned(self, slide: SlideKey) -> bool:
+        """Whether a finished slide is so old that its patches are not kept any more."""
+        return slide in self._pruned
 
-    def holds(self, source: Source) -> bool:
-        """Whether a file still belongs to a part that is held."""
-        assert source.placed is not None
-        slide = self._slides.get(source.placed.part.slide)
-        arrival = None if slide is None else slide.arrivals.get(source.placed.part)
-        return arrival is not None and source in arrival.files()
+    def held(self, part: Part) -> Arrival | None:
+        """The part's files, as long as they are held."""
+        slide = self._slides.get(part.slide)
+        return None if slide is None else slide.arrivals.get(part)
+
+    def is_whole(self, part: Part) -> bool:
+        """Whether every segment of a part has been seen."""
+        slide = self._slides.get(part.slide)
+        return slide is not None and part in slide.acquisition.done
 
     def reopen(self, key: SlideKey, now: float) -> None:
         """A finished slide is read again from the start; its patches stay counted."""
@@ -80,7 +85,7 @@ class Roster:
         before = self._slides.pop(key, None)
         for part in before.arrivals if before else ():
             self._assembler.forget(part)
-        self._slides[key] = ArrivingSlide(Acquisition(key, now), afterwards=key.patient not in self._open)
+        self._slides[key] = ArrivingSlide(Acquisition(key, now), again=True)
 
     def is_finished(self, part: Part) -> bool:
         """Whether nothing of this part needs to be read (any more): its slide is complete."""
@@ -98,11 +103,14 @@ class Roster:
         # Only somebody new ends the patient on the table, not late bytes of an earlier one.
         if patient not in self._met and live and self._patience.next_ends_patient:
             self._succeeded |= self._open.keys()
+            for key, slide in self._slides.items():
+                slide.overtaken |= key.patient != patient
             yield from self._close_succeeded()
         self._met.add(patient)
         slide = self._slides[part.slide]
+        slide.ended &= slide.acquisition.state is State.COMPLETE
         slide.acquisition.receive(now)
-        if not slide.afterwards:
+        if slide.is_on_table:
             self._open[patient] = self.last_byte_s = now
             slide.live |= live
         yield from slide.tell()
@@ -126,19 +134,28 @@ class Roster:
         if slide.acquisition.all_done and slide.acquisition.state in (State.RECEIVING, State.STALLED):
             slide.acquisition.happen(Happening.ALL_PARTS)
             yield from self._close(slide)
-        elif slide.acquisition.state is State.COMPLETE and slide.corrected:
-            yield from self._close(slide)
         else:
             yield from slide.tell()
+
+    def say_corrected(self, key: SlideKey) -> Iterator[Told]:
+        """Patches were corrected after a final had been asked for: another one is due."""
+        slide = self._slides[key]
+        if slide.corrected and slide.acquisition.closed:
+            yield from self._close(slide)
 
     def lost(self, part: Part) -> Iterator[Told]:
         """A file of a part is gone; a slide that has no file left is abandoned."""
         slide = self._slides[part.slide]
-        files = [source for arrival in slide.arrivals.values() for source in arrival.files()]
-        gone = all(source.reading is Reading.GONE for source in files)
-        if gone and slide.acquisition.state is not State.COMPLETE and slide.acquisition.state is not State.ABANDONED:
+        gone = all(s.reading is Reading.GONE for arrival in slide.arrivals.values() for s in arrival.files())
+        if gone and slide.acquisition.state not in (State.COMPLETE, State.ABANDONED):
             slide.acquisition.happen(Happening.REMOVED)
             yield from self._close(slide)
+
+    def excuse(self, away_s: float) -> None:
+        """For so long the folder was away or did not answer: what could not be seen was no silence."""
+        for slide in self._slides.values():
+            slide.acquisition.last_byte_at += away_s
+        self._open = {p: None if last is None else last + away_s for p, last in self._open.items()}
 
     def silence(self, now: float) -> Iterator[Told]:
         """What the time that has passed without bytes means, except for what still waits to be looked at."""
@@ -147,24 +164,25 @@ class Roster:
             limit, quiet_s = slide.limit_s(self._patience), slide.acquisition.quiet_s(now)
             if limit is not None and quiet_s >= limit and key not in self.busy:
                 yield from self._fall_silent(slide)
-            if slide.afterwards and slide.acquisition.closed and quiet_s >= self._patience.patient_quiet_s:
+            is_over = not slide.is_on_table and slide.acquisition.closed and slide.is_settled
+            if is_over and (quiet_s >= self._patience.patient_quiet_s or not slide.again):
                 self._put_away(slide)
-        for patient, last in self._open.items():
-            self._open[patient] = now if last is None else last
+        self._open = {p: now if last is None else last for p, last in self._open.items()}
         quiet = {
             p for p, last in self._open.items() if last is not None and now - last >= self._patience.patient_quiet_s
         }
         yield from self.close_patients(quiet - self._busy_patients())
 
     def _busy_patients(self) -> set[str]:
-        return {slide.patient for slide in self.busy}
+        """Those of whom more is to be said soon: files of theirs wait, or a slide of theirs is being read again."""
+        again = {key for key, slide in self._slides.items() if slide.again and slide.limit_s(self._patience)}
+        return {slide.patient for slide in again | self.busy}
 
     def _close_succeeded(self) -> Iterator[Told]:
         """Those after whom somebody new has begun, as soon as everything of theirs has been read."""
         ready = self._succeeded - self._busy_patients()
         self._succeeded -= ready
-        if ready:
-            yield from self.close_patients(ready)
+        yield from self.close_patients(ready)
 
     def wait_s(self, now: float) -> float:
         """Seconds until silence would mean something; infinity when it cannot."""
@@ -180,26 +198,30 @@ class Roster:
         """End these patients (None: all): a final for each slide that has none yet, then the patient's own."""
         for patient in [p for p in self._open if patients is None or p in patients]:
             for key, slide in list(self._slides.items()):
-                if key.patient != patient:
+                if key.patient != patient or (slide.again and not slide.acquisition.closed):
                     continue
                 if not slide.acquisition.closed and slide.acquisition.state is not State.SEEN:
                     yield from self._fall_silent(slide)
-                self._put_away(slide)
+                slide.ended = not slide.is_settled
+                if not slide.ended:
+                    self._put_away(slide)
             del self._open[patient]
             yield PatientClosed(patient)
 
     def _put_away(self, slide: ArrivingSlide) -> None:
         """Free what an ended slide holds; one that lacks something can still go on."""
-        acquisition = slide.acquisition
+        acquisition, slide.ended = slide.acquisition, False
         if acquisition.state is State.COMPLETE and acquisition.expected is not None:
             self._finished.add(acquisition.slide)
             self._counted.forget(acquisition.slide)
             del self._slides[acquisition.slide]
             return
-        slide.arrivals = {part: a for part, a in slide.arrivals.items() if part not in acquisition.done}
-        for part, arrival in slide.arrivals.items():
-            self._assembler.forget(part)
-            arrival.rest()
+        for part, arrival in list(slide.arrivals.items()):
+            if part not in acquisition.done:
+                self._assembler.forget(part)
+                arrival.rest()
+            elif acquisition.state is State.COMPLETE:
+                del slide.arrivals[part]
 
     def _fall_silent(self, slide: ArrivingSlide) -> Iterator[Told]:
         acquisition = slide.acquisition

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.progress import Progress as Bar
 
 from agent import host
 from agent.batching import Batch, Batcher
-from agent.engine import choose
+from agent.engine import choose, self_test
 from agent.errors import AgentError, SettingsError
 from agent.formats import Limits
 from agent.formats.detect import open_parser
@@ -121,17 +122,17 @@ class Scorer:
                 self.reducer.slide(told.slide).follow(told)
             elif isinstance(told, SlideClosed):
                 yield from self._run(self._batcher.flush())
-                self.reducer.slide(told.slide).unformed = told.unformed
+                self.reducer.close(told.slide, told.unformed)
             elif isinstance(told, Problem):
                 self.problems.append(told)
         yield from self._run(self._batcher.flush())
 
     @staticmethod
     def _everything(reader: Reader) -> Iterator[Told]:
-        yield from reader.poll(0.0)
-        while reader.behind:
+        for _ in range(2):  # the second time for what only then counts as settled
             yield from reader.poll(0.0)
-        yield from reader.poll(0.0)  # what only now counts as settled
+            while reader.behind:
+                yield from reader.poll(0.0)
         yield from reader.close()
 
     def _run(self, batch: Batch | None) -> Iterator[int]:
@@ -163,7 +164,9 @@ def main(args: argparse.Namespace) -> int:
     profile = load_profile_folder(args.profile)
     order = [args.backend] if args.backend else ["openvino", "eager"]
     choice = choose(args.profile, profile, order, threads)
-    scorer = Scorer(profile, Reducer(choice.engine, profile.spec, reference=profile.reference), naming)
+    test = partial(self_test, choice.engine, profile)
+    reducer = Reducer(choice.engine, profile.spec, reference=profile.reference, self_test=test)
+    scorer = Scorer(profile, reducer, naming)
     started = time.monotonic()
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"patches ({choice.engine.name} {choice.engine.precision})", total=None)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from agent.field_types import AnyPath, Seconds
+from agent.calls import answer_within
+from agent.field_types import AnyPath, Folders, Seconds
 from agent.naming import Name, NamingRule, NamingSettings
 from agent.outlets import DashboardSettings, DicomOutSettings, MetricsSettings, MqttSettings
 from agent.typed_yaml import Section, example_of, read_typed
@@ -24,6 +25,9 @@ __all__ = [
     "example_yaml",
     "load_settings",
 ]
+
+ANSWER_LIMIT_S = 2.0
+"""Longest wait for a file system while settings are checked: one that hangs must not keep the agent from starting."""
 
 
 class WatchSettings(Section):
@@ -41,8 +45,10 @@ class WatchSettings(Section):
     """A slide whose number of parts cannot be known is complete after this many quiet seconds."""
     read_slice_kib: int = Field(4096, ge=64)
     """Most KiB read from one file before the next file has its turn."""
-    follow_symlinks: bool = False
-    """Whether symbolic links inside the folder are followed."""
+    answer_limit_s: Seconds = 10.0
+    """A folder that leaves one call unanswered for this many seconds counts as hanging, and an alert says so."""
+    follow_symlinks: Folders = ()
+    """Folders outside into which symbolic links may lead; links to anywhere else are not followed."""
 
 
 class LimitSettings(Section):
@@ -60,6 +66,8 @@ class LimitSettings(Section):
     """Most tags in one IFD, most elements in a DICOM header."""
     max_pages: int = Field(64, gt=0)
     """Most IFDs in one TIFF."""
+    max_segments: int = Field(1 << 17, gt=0)
+    """Most strips or tiles in one page of a TIFF."""
 
 
 class PatientSettings(Section):
@@ -72,6 +80,14 @@ class PatientSettings(Section):
     keep_days: float = Field(30.0, gt=0)
     """Days after a patient's final for which the ledger keeps single patches; what they amounted to is kept for
     ever, beside the finals."""
+
+
+class LedgerSettings(Section):
+    """The file in state_dir that remembers what was counted and said."""
+
+    max_mib: int = Field(1024, ge=0)
+    """Above so many MiB the single patches of patients who ended first go, whatever `patient.keep_days` says; 0 sets
+    no limit. A thousand patches take about 60 KiB."""
 
 
 class PipelineSettings(Section):
@@ -135,6 +151,8 @@ class Settings(Section):
     """What a file may ask for before it is refused."""
     patient: PatientSettings = PatientSettings()
     """When a patient is finished."""
+    ledger: LedgerSettings = LedgerSettings()
+    """The file in state_dir that remembers what was counted and said."""
     pipeline: PipelineSettings = PipelineSettings()
     """The rooms between bytes and messages."""
     engine: EngineSettings = EngineSettings()
@@ -154,15 +172,20 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _apart(self) -> Settings:
-        folder, state_dir = self.folder.resolve(), self.state_dir.resolve()
+        folder, state_dir = _real(self.folder), _real(self.state_dir)
         if state_dir == folder or folder in state_dir.parents:
             raise ValueError("state_dir must lie outside the watched folder")
         if self.dicom_out.identity and self.identity.lookup_file is None:
             raise ValueError("dicom_out.identity needs identity.lookup_file, where the names are")
         results = self.dicom_out.folder
-        if results is not None and folder in (results.resolve(), *results.resolve().parents):
+        if results is not None and folder in (_real(results), *_real(results).parents):
             raise ValueError("dicom_out.folder must lie outside the watched folder")
         return self
+
+
+def _real(path: Path) -> Path:
+    """The path without symbolic links, or as it was written when its file system does not answer."""
+    return answer_within(ANSWER_LIMIT_S, path.resolve) or path
 
 
 def load_settings(path: Path) -> Settings:

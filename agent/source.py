@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -18,6 +18,10 @@ OpenParser = Callable[[Window, Limits, int | None], Parser | None]
 
 
 HASH_SLICE = 1 << 20
+
+
+RETRY_S = 5.0
+"""A file that cannot be opened or read is tried again after this, seconds."""
 
 
 class Reading(Enum):
@@ -45,14 +49,23 @@ class Source:
         self.pixels = 0
         """Pixels decoded so far, all planes."""
         self.examined = False
-        """Read whole, settled, and found unchanged since it was read."""
+        """Settled, and read from its first byte on since then or unchanged since it was."""
+        self.sha256 = ""
+        """Of an examined file that was read whole; empty before."""
+        self.noted: tuple[int, ...] | None = None
+        """How it stood when it was last told to be another file's duplicate."""
         self._read_from: tuple[int, ...] | None = None
         """How the file stood when its reading began, if a later change must show; None if it need not."""
         self._parser: Parser | None = None
+        self._fault: FormatError | None = None
+        """Why nothing can follow what was given already."""
         self._settled_tried = False
         self._changed_to: tuple[tuple[int, ...], float] | None = None
         """How a refused file stands since it changed, and since when."""
-        self._retry_at = -math.inf
+        self.caution: int | None = None
+        """Where it belongs to a finished slide: so many times as long it must be quiet before it is compared."""
+        self.retry_at = -math.inf
+        """Not before this moment, since it could not be opened or read."""
         self.trouble = ""
         """Why the last visit could not open or read the file; empty when it could."""
 
@@ -61,7 +74,8 @@ class Source:
     ) -> tuple[Change, list[Event]]:
         """What changed on disk, and the next events: about `budget` bytes of pixels at most.
 
-        Raises FormatError (once, the file is REFUSED from then on) and OSError (try again later).
+        Raises FormatError (once, the file is REFUSED from then on) and OSError (it cannot be opened now). Whatever a
+        file gave before its fault is given first; a read that fails is tried again later.
         """
         with self.tail.visit(now) as (change, window):
             self.trouble = ""
@@ -72,32 +86,39 @@ class Source:
                 self.reading = Reading.GROWING  # whatever it was: refused content has been replaced
                 self.restart()
             if change is not Change.SAME:
-                self._settled_tried = self.examined = False
+                self._settled_tried, self.retry_at = False, -math.inf
+                self._doubt()
             if self.reading not in (Reading.GROWING, Reading.GONE):
                 return change, []
             self.reading = Reading.GROWING
+            events: list[Event] = []
             try:
-                return change, self._events(window, now, open_parser, limits, settle_s, budget, header_only)
-            except FormatError:
+                for event in self._events(window, now, open_parser, limits, settle_s, budget, header_only):
+                    events.append(event)  # noqa: PERF402 - those before a fault are kept
+            except OSError as error:
+                self.retry_after(now + RETRY_S, error.strerror or str(error))
+            except FormatError as error:
+                self._fault = error
+            if self._fault is not None and not events:
                 self.refuse()
-                raise
+                raise self._fault
+            return change, events
 
     def refuse(self) -> None:
         """The file cannot be used: it is no such image, or its shape fits nothing."""
         self.reading = Reading.REFUSED
 
     def settles_in_s(self, now: float, settle_s: float) -> float | None:
-        """Seconds until the file counts as settled; None when that would change nothing."""
+        """Seconds until the file counts as settled; None when that would give nothing more to read."""
         if self.reading is Reading.REFUSED and self._changed_to is not None:
             return max(0.0, self._changed_to[1] + settle_s - now)
-        pending = {Reading.GROWING: not self._settled_tried, Reading.DONE: not self.examined}
-        if not pending.get(self.reading, False):
+        if self.reading is not Reading.GROWING or self._settled_tried:
             return None
-        return max(0.0, settle_s - self.tail.quiet_s(now), self._retry_at - now)
+        return max(0.0, settle_s - self.tail.quiet_s(now), self.retry_at - now)
 
     def retry_after(self, moment: float, trouble: str) -> None:
         """The file could not be opened: look again then, even when nothing announces a change."""
-        self._retry_at, self.trouble = moment, trouble
+        self.retry_at, self.trouble = moment, trouble
 
     def restart(self, *, at_once: bool = True) -> None:
         """Forget what was read of a usable file: the next visit begins at its first byte.
@@ -105,8 +126,10 @@ class Source:
         With `at_once` False that visit waits for new bytes instead of coming by itself once the file has settled.
         """
         if self.reading in (Reading.GROWING, Reading.DONE):
-            self.reading, self.header, self._parser, self.pixels = Reading.GROWING, None, None, 0
-            self.examined, self._changed_to = False, None
+            self.reading, self.header, self.pixels = Reading.GROWING, None, 0
+            self._parser = self._fault = None
+            self._changed_to = None
+            self._doubt()
             self._settled_tried = not at_once
             self.reported.clear()
 
@@ -129,12 +152,22 @@ class Source:
         """Whether the file is certainly what it was when its reading began."""
         return self._read_from == self.tail.seen
 
-    def sha256(self, now: float, beat: Callable[[], None]) -> str | None:
-        """SHA-256 of the file's bytes; None when they are not (any more) those that were read. Raises OSError."""
+    def come_back(self) -> bool:
+        """Whether a file that was gone is there again: it is read from the start."""
+        if self.reading is not Reading.GONE or self.tail.stands() is None:
+            return False
+        self.reading = Reading.GROWING
+        self.restart()
+        return True
+
+    def hash(self, now: float, beat: Callable[[], None]) -> str | None:
+        """SHA-256 of the file's bytes; None when they are not (any more) those of the last visit. Raises OSError."""
         digest = hashlib.sha256()
         with self.tail.visit(now) as (change, window):
+            if window is None:
+                self.reading = Reading.GONE
             if change is not Change.SAME or window is None:
-                self.examined = False
+                self._doubt()
                 return None
             for offset in range(0, window.size, HASH_SLICE):
                 digest.update(window.read(offset, min(HASH_SLICE, window.size - offset)))
@@ -144,6 +177,9 @@ class Source:
     def rest(self) -> None:
         """Nothing to gain here until the file changes."""
         self._settled_tried = True
+
+    def _doubt(self) -> None:
+        self.examined, self.sha256 = False, ""
 
     def standing(self) -> str:
         """How far a file came, for people."""
@@ -161,26 +197,24 @@ class Source:
         settle_s: float,
         budget: int,
         header_only: bool,
-    ) -> list[Event]:
+    ) -> Iterator[Event]:
+        if self._fault is not None:
+            return
         settled = self.tail.quiet_s(now) >= settle_s
         if self._parser is None:
             self._read_from = self.tail.seen if self.tail.shows_changes else None
             self._parser = open_parser(window, limits, self.placed.planes if self.placed else None)
-        events: list[Event] = []
         if self._parser is not None and not (header_only and self.header):
             for event in self._parser.advance(window, settled=settled):
-                events.append(event)
                 if isinstance(event, Header):
                     self.header = event
-                    if header_only:
-                        return events
                 elif isinstance(event, Region):
                     self.pixels += event.pixels.size
                     budget -= event.pixels.nbytes
-                    if budget <= 0:
-                        return events
                 elif isinstance(event, Complete):
                     self.reading, self._parser = Reading.DONE, None
+                yield event
+                if budget <= 0 or (header_only and self.header):
+                    return
         # All that a settled file can give has been asked for, until it changes again.
         self._settled_tried = settled
-        return events

@@ -89,6 +89,16 @@ class Speech:
             built=built,
         )
 
+    def folder_hangs(self, waited_s: float) -> Message:
+        """The alert that the watched folder does not answer."""
+        payload = Alert(
+            **self.speaker.stamp(),
+            severity="error",
+            reason="folder_hangs",
+            detail=f"the watched folder has not answered for {waited_s:.0f} s; nothing new is read until it does",
+        )
+        return self.speaker.topics.message(payload)
+
     def refused(self, message: Message, reason: str) -> Message:
         """The alert that the broker does not take a kind of result."""
         payload = Alert(

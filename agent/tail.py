@@ -1,7 +1,7 @@
 """One file that may still be growing: its identity, its size so far, and its bytes by pread.
 
 It knows nothing of formats. The file is opened read-only for each visit, so that no number of silent files holds
-descriptors, and an unmounted share is not kept busy. Each call is marked in agent.calls, since a share may not answer.
+descriptors, and an unmounted share is not kept busy. Each call is marked (agent.calls): a share may not answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from agent.calls import asking
 
-
+NOWHERE = (-1, -1)
+"""Stamp of a file that is gone."""
 RACY_S = 3.0
 """A file system may round times to two seconds: another change this soon after the last may not show in them."""
 
@@ -100,9 +101,9 @@ class Tail:
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def stamp(self, now: float) -> tuple[int, int]:
-        """(size, mtime in ns) as they are now; the size is -1 when the file is gone."""
+        """(size, mtime in ns) as they are now; NOWHERE when the file is gone."""
         with self.visit(now) as (_, window):
-            return (-1, -1) if window is None else (self.size, self.mtime_ns)
+            return NOWHERE if window is None else (self.size, self.mtime_ns)
 
     def quiet_s(self, now: float) -> float:
         """Seconds since the file last changed, as far as visits saw."""

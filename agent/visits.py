@@ -17,10 +17,11 @@ from agent.closed_files import ClosedFiles
 from agent.errors import FormatError
 from agent.identity import Naming
 from agent.intake import SlideReopened, Told
+from agent.late_files import LateFiles
 from agent.layouts import IMAGES, Misnumbered, Placed, Unknown, Waiting, may_be_image
 from agent.patience import Patience
 from agent.placing import Placing
-from agent.pump import RETRY_S, Pump
+from agent.pump import Pump
 from agent.roster import Roster
 from agent.source import Reading, Source
 
@@ -50,6 +51,7 @@ class Visits:
         self._pump = pump
         self._patience = patience
         self._closed = closed
+        self._late_files = LateFiles(closed, roster, pump, patience, examine=examine)
         self._examine = examine
         self._sources: dict[str, Source] = {}
         self._most_sources = MOST_SOURCES
@@ -64,8 +66,13 @@ class Visits:
     def settles_in_s(self, path: str, now: float) -> float:
         """Seconds until a file that has not changed any more counts as settled; infinity when that means nothing."""
         source = self._sources.get(path)
-        wait_s = None if source is None else source.settles_in_s(now, self._patience.settle_s)
-        return math.inf if wait_s is None else wait_s
+        if source is None:
+            return math.inf
+        settle_s = self._patience.settle_s
+        waits = [source.settles_in_s(now, settle_s if source.caution is None else settle_s * source.caution)]
+        if self._examine and source.placed and (arrival := self._roster.held(source.placed.part)):
+            waits.append(arrival.examine_in_s(now, settle_s))
+        return min((wait for wait in waits if wait is not None), default=math.inf)
 
     def meet(self, path: str, now: float) -> Iterator[Told]:
         """A path that nobody knows yet: where does it belong?"""
@@ -88,15 +95,15 @@ class Visits:
             yield from self._place_by_tags(path, source, now, live)
         if source.placed is None:
             return
-        if self._roster.is_finished(source.placed.part) and not self._roster.holds(source):
+        if self._roster.is_finished(source.placed.part) and self._roster.held(source.placed.part) is None:
             yield from self._late(path, source, now)
             return
         self._reconsider(source, now)
         arrival = self._roster.arrival(source.placed.part, now)
-        if arrival.add(source):
-            detail = "another file holds the same part of the slide; this one is read only if that one is lost"
-            yield from self._pump.tell(source, "duplicate", detail)
-            yield self._pump.standing(source, "duplicate")
+        self._welcome_back(arrival, source)
+        arrival.add(source)
+        for reserve in arrival.reserves():
+            yield from self._pump.duplicate(reserve)
         yield from self._pump.drain(arrival, now, live=live)
         if self._examine:
             yield from self._pump.examine(arrival, now)
@@ -106,55 +113,67 @@ class Visits:
         """A file is gone."""
         self._placing.forget(path)
         self._closed.forget(path)
-        source = self._sources.pop(path, None)
-        if source is None or source.placed is None or source.reading is Reading.DONE:
+        source = self._sources.get(path)
+        if source is None:
+            return
+        part = source.placed.part if source.placed else None
+        if part is None or not self._holds(source):
+            del self._sources[path]
+        if part is None or self._roster.is_finished(part) or self._roster.is_whole(part):
             return
         source.reading = Reading.GONE
         yield from self._pump.tell(source, "vanished", "the file was removed before it was complete")
-        if not self._roster.is_finished(source.placed.part):
-            yield from self._roster.lost(source.placed.part)
-            arrival = self._roster.arrival(source.placed.part, now)
+        if (arrival := self._roster.held(part)) is not None:
+            arrival.stale |= arrival.is_bound(source)
+            yield from self._roster.lost(part)
             yield from self._pump.drain(arrival, now, live=live)  # a copy may serve
 
     def _late(self, path: str, source: Source, now: float) -> Iterator[Told]:
         """A file of a slide that is finished: if it is not as it was then, the whole slide is read again."""
         assert source.placed is not None
         slide = source.placed.part.slide
-        try:
-            stamp = source.tail.stamp(now)
-        except OSError as error:
-            source.retry_after(now + RETRY_S, error.strerror or str(error))
-            return
-        before = self._closed.stamp(path, source.file_id)
-        del self._sources[path]
-        if not self._examine or stamp == before or (before is None and not self._roster.knows_patches(slide)):
-            self._closed.close(path, slide, stamp)
-            return
-        if before is not None:
-            detail = "a file of a finished slide changed; the slide is read again, and corrected if need be"
-            yield from self._pump.tell(source, "changed_late", detail)
-        yield SlideReopened(slide)
-        self._roster.reopen(slide, now)
-        of_slide = {p for p, s in self._sources.items() if s.placed and s.placed.part.slide == slide}
-        self.again += sorted({path, *of_slide, *self._closed.reopen(slide)})
-        for other in of_slide:
-            del self._sources[other]
+        changed = yield from self._late_files.judge(path, source, now)
+        if changed is not None:
+            del self._sources[path]
+        if changed:
+            yield SlideReopened(slide)
+            self._roster.reopen(slide, now)
+            of_slide = {p for p, s in self._sources.items() if s.placed and s.placed.part.slide == slide}
+            self.again += sorted({path, *of_slide, *self._closed.reopen(slide)})
+            for other in of_slide:
+                del self._sources[other]
+
+    def _holds(self, source: Source) -> bool:
+        """Whether a file still belongs to a part that is held."""
+        assert source.placed is not None
+        arrival = self._roster.held(source.placed.part)
+        return arrival is not None and source in arrival.files()
 
     def _close_examined(self, arrival: Arrival) -> None:
         """What is certain needs no look until it changes."""
         for source in arrival.files():
-            if source.examined:
-                path = source.tail.path.relative_to(self._folder).as_posix()
-                self._closed.close(path, arrival.part.slide, (source.tail.size, source.tail.mtime_ns))
+            path = source.tail.path.relative_to(self._folder).as_posix()
+            if not source.sha256:
+                self._closed.forget(path)
+            else:
+                stamp = source.tail.size, source.tail.mtime_ns
+                self._closed.close(path, arrival.part.slide, stamp, source.sha256)
 
     def _spare_memory(self) -> None:
         """Forget files of finished slides, of which `_closed` knows enough."""
         if len(self._sources) < self._most_sources:
             return
         for path, source in list(self._sources.items()):
-            if source.examined and not self._roster.holds(source):
+            if source.reading is Reading.DONE and not self._holds(source):
                 del self._sources[path]
         self._most_sources = max(MOST_SOURCES, 2 * len(self._sources))
+
+    @staticmethod
+    def _welcome_back(arrival: Arrival, source: Source) -> None:
+        """A file that was gone and is there again counts from its first byte on."""
+        with suppress(OSError):  # it is asked for again when the folder tells of it
+            if source.come_back():
+                arrival.unbind(source)
 
     def _reconsider(self, source: Source, now: float) -> None:
         """A refused file that has changed since is read again, once it has settled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ class Bench:
         self.closed: list[SlideClosed | PatientClosed] = []
         self.files: dict[str, FileStanding] = {}
         self.reopened: list[SlideKey] = []
+        self.progress: list[Progress] = []
         self.restart()
 
     def restart(self, finished: Iterable[SlideKey] = ()) -> None:
@@ -96,6 +98,7 @@ class Bench:
             if isinstance(told, ModelInput):
                 self._run(self.batcher.add(told, 0.0))
             elif isinstance(told, Progress):
+                self.progress.append(told)
                 self.reducer.slide(told.slide).follow(told)
             elif isinstance(told, Problem):
                 self.problems.append(told)
@@ -103,11 +106,15 @@ class Bench:
                 self.files[told.file_id] = told
             elif isinstance(told, SlideReopened):
                 self.reopened.append(told.slide)
+                self.reducer.reopen(told.slide)
+                for file_id, of in self.files.items():
+                    if (of.patient, of.slide) == told.slide and of.outcome == "whole":
+                        self.files[file_id] = replace(of, outcome="changed")
             else:
                 self._run(self.batcher.flush())
                 self.closed.append(told)
                 if isinstance(told, SlideClosed):
-                    self.reducer.slide(told.slide).unformed = told.unformed
+                    self.reducer.close(told.slide, told.unformed)
         self._run(self.batcher.flush())
 
     def outcomes(self) -> dict[SlideKey, Outcome]:

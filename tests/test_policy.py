@@ -66,6 +66,11 @@ SURFACE = {
     "doctor": ({"--config", "--json"}, ""),
     "dashboard": ({"--config"}, ""),
     "dicom-out": ({"--config", "--once"}, ""),
+    "quarantine": ({"--config", "--json", "--release"}, ""),
+    "verify": (
+        {"--config", "--log", "--event", "--slide", "--patient", "--head", "--partial", "--folder", "--json"},
+        "",
+    ),
     "settings": ({"--example", "--schema", "--check"}, ""),
     "contract": ({"--out"}, ""),
 }

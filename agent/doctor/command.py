@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agent import host
+from agent.doctor.audit import look_at_audit
 from agent.doctor.broker import look_at_broker
 from agent.doctor.engines import look_at_profile
 from agent.doctor.finding import LIMIT_S, Check, Finding, limited
@@ -27,8 +28,9 @@ from agent.doctor.machine import (
 )
 from agent.doctor.outlets import look_at_dicom, look_at_ports
 from agent.doctor.service import look_at_services
-from agent.doctor.state import look_at_secrets, look_at_state
+from agent.doctor.state import exposed_finding, look_at_secrets, look_at_state
 from agent.errors import AgentError
+from agent.exposure import exposed_settings
 from agent.settings import Settings, load_settings
 
 HELP = """Examines settings, folder, state, ledger, profile, engines, broker and machine. Says what was
@@ -62,6 +64,7 @@ CHECKS = (
     Check("state_dir", look_at_state),
     Check("secrets", look_at_secrets),
     Check("ledger", look_at_ledger, 30.0),
+    Check("audit", look_at_audit, 60.0, "the disk under the state folder is slow", "iostat -x 1"),
     Check("profile", look_at_profile, 120.0, "loading an engine takes far too long"),
     Check("broker", look_at_broker, 30.0, "the name of the broker is perhaps looked up in vain"),
     Check("ports", look_at_ports, 10.0),
@@ -96,7 +99,8 @@ def _settings(config: Path, read: list[Settings]) -> Iterator[Finding]:
         yield Finding("settings", "fail", str(error), why, mend)
         return
     read.append(settings)
-    yield Finding("settings", "ok", str(config))
+    exposed = [exposed_finding(found) for found in exposed_settings(config)]
+    yield from exposed or [Finding("settings", "ok", str(config))]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,3 +115,16 @@ def test_rejections_alone_need_not_wait() -> None:
         batcher.add(item, 0.0)
         seen.append(batcher.only_rejected)
     assert seen == [False, True, False]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, None), (None, "blood"), ("blood", None), ("blood", "empty")])
+def test_only_the_newest_pixels_of_a_patch_wait(before: str | None, after: str | None) -> None:
+    """A patch whose pixels changed while it waited leaves once, as it is now, whether either was rejected or not."""
+    batcher = Batcher(8, 1.0)
+    for digest, rejected in ((1, before), (2, after)):
+        batcher.add(replace(patch(0, rejected), digest=digest), 0.0)
+    batcher.add(replace(patch(1), digest=3), 0.0)
+    batch = batcher.flush()
+    assert batch is not None
+    assert [timed.item.digest for timed in batch.inputs] == ([3] if after else [2, 3])
+    assert list(batch.rejected) == ([Rejected(patch(0).key, after, 2)] if after else [])

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 
+from agent.batching import Batch, Batcher
+from agent.feeder import Feeder
+from agent.formats import Limits
+from agent.formats.detect import open_parser
+from agent.handover import CancelToken, Handover, Wakeup
+from agent.identity import Plain
 from agent.imager import dicom_strip
 from agent.intake import PatientClosed, SlideClosed
+from agent.layouts import Layouts
+from agent.ledger_records import FileStanding
+from agent.naming import NamingSettings, rules_of
+from agent.patience import Patience
+from agent.reader import Reader
+from agent.watch import Watch
+from agent.worker import Work
 from models.contract import SlideKey
-from tests.fakes import ToldFolder
+from models.registry import MODALITIES
+from tests.fakes import ToldFolder, fake_profile
 from tests.parity.test_restarts import Ward
 from tests.reading import Bench, at_once, slide_files
 
@@ -51,10 +66,6 @@ class Bed(Ward):
         self.folder.touched += touched
         self.now += seconds
         self.poll(self.now)
-
-    def restart(self, finished: object = ()) -> None:
-        """As the pipeline does: slides that were being read again do not count as finished."""
-        super().restart()
 
 
 @pytest.fixture
@@ -320,3 +331,310 @@ def test_a_strip_of_another_height_replaces_its_slide(bed: Bed) -> None:
     bed.turn(seconds=200)
     assert {problem.reason for problem in bed.problems} & {"wrong_shape", "stalled"}
     assert len({row.key for row in bed.ledger}) == len(bed.ledger)
+
+
+@pytest.mark.parametrize(("first", "in_place"), [(0, True), (0, False), (1, False)])
+def test_a_rescan_of_another_height_takes_the_slides_place(bed: Bed, first: int, in_place: bool) -> None:
+    """One channel after the other becomes one of 4000 rows: no crash on the way, and every new patch counts."""
+    for name, content in slide_files("strips-b", "1").items():
+        bed.put(name, content)
+    bed.turn(seconds=2)
+    pair = [PurePosixPath("PAT/1/strips/CH2/IMG00006.dcm"), PurePosixPath("PAT/1/strips/CH3/IMG00007.dcm")]
+    taller = np.random.default_rng(0).integers(3_000, 20_000, (4000, 1000)).astype(np.uint16)
+    for name in pair if first == 0 else pair[::-1]:
+        if not in_place:
+            (bed.folder.folder / name).unlink()
+        bed.put(name, dicom_strip(taller, accession="PAT", container="1", instance_number=int(name.stem[3:])))
+        bed.turn(seconds=2)
+    bed.turn(seconds=2)
+    assert {row.key.y for row in bed.ledger if row.key.strip == 6} >= {3600, 3700}
+    assert len({row.key for row in bed.ledger}) == len(bed.ledger)
+
+
+def test_a_file_that_goes_before_its_turn_is_told(tmp_path: Path) -> None:
+    """Removed while it waited behind others: the agent goes on, the others count."""
+    bench = Bench(ToldFolder(tmp_path / "watched", busy=True))
+    for slide in ("1", "2"):
+        for name, content in slide_files("strips-b", slide).items():
+            path = bench.folder.folder / PurePosixPath(f"P{slide}", *name.parts[1:])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path, (1_700_000_000 + int(slide), 1_700_000_000 + int(slide)))
+            bench.folder.touched.append(path.relative_to(bench.folder.folder).as_posix())
+    bench.take(bench.reader.poll(0.0))
+    for path in sorted((bench.folder.folder / "P1").rglob("*.dcm")):
+        path.unlink()
+        bench.folder.removed.append(path.relative_to(bench.folder.folder).as_posix())
+    bench.poll(0.1)
+    assert {row.key.slide for row in bench.ledger} == {"2"} and len(bench.ledger) == 42
+
+
+def test_what_waits_for_a_number_is_asked_again_in_the_next_turn(tmp_path: Path) -> None:
+    """The slide's first number comes last, as the last file of a turn: the others are read then, without another."""
+    bench = Bench(ToldFolder(tmp_path / "watched", busy=True))
+    files = slide_files("strips-a", "1")
+    for name in sorted(files, reverse=True):
+        path = bench.folder.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[name])
+        bench.folder.touched.append(str(name))
+        bench.poll(0.1)
+    assert len(bench.ledger) == 42
+
+
+def test_a_slide_whose_patient_ended_at_once_is_still_examined(bed: Bed, tmp_path: Path) -> None:
+    """The next patient begins before the last file has settled, and its pixels change then: corrected all the same,
+    and every file is noted."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.put(PurePosixPath("NEXT/2/strips/CH2/IMG00006.dcm"), next(iter(files.values())))
+    assert revision(bed, "patient") == (1, None)
+    name = list(files)[1]
+    bed.put(name, changed(files[name], 0.5))
+    bed.turn(seconds=2)
+    bed.turn(seconds=2)
+    assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, {**files, name: changed(files[name], 0.5)})
+    assert revision(bed)[0] == revision(bed, "patient")[0] == 2
+    assert sum(standing.outcome == "whole" for standing in bed.files.values()) == 4
+
+
+def test_late_bytes_put_no_earlier_patient_on_the_table(bed: Bed) -> None:
+    """The next patient has begun when a strip of the one before is written to its end, or written anew: the screen
+    stays where it is. A further slide of the earlier patient is imaged now, though."""
+    files, second = slide_files("strips-b", "1"), slide_files("strips-b", "2")
+    last = list(files)[-1]
+    for name, content in files.items():
+        bed.put(name, content[:3_000_000] if name == last else content)
+    bed.put(PurePosixPath("NEXT/3/strips/CH2/IMG00006.dcm"), next(iter(files.values())))
+    bed.progress.clear()
+    bed.put(last, files[last])
+    bed.put(last, b"")
+    bed.put(last, files[last])
+    assert bed.said["slide", "PAT", "1"]["state"] == "complete"
+    assert bed.progress and not any(progress.live for progress in bed.progress)
+    bed.put(next(iter(second)), next(iter(second.values())))
+    assert {progress.live for progress in bed.progress if progress.slide.slide == "2"} == {True}
+
+
+def test_a_new_file_of_an_ended_patient_counts(bed: Bed) -> None:
+    """A strip that comes after its patient's end is read, in the same start as after a restart."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.turn(seconds=2)
+    bed.let_time_pass(bed.now)
+    bed.now += QUIET_S + 10
+    for name, content in list(files.items())[:2]:
+        number = int(name.stem[3:]) + 20
+        bed.put(name.with_name(f"IMG{number:05d}.dcm"), content)
+    bed.turn(seconds=2)
+    assert len(bed.ledger) == 63
+
+
+def test_nothing_spins_while_a_partner_is_missing(bed: Bed) -> None:
+    """One channel is whole, the other stays cut: once both have settled there is nothing to do."""
+    files = slide_files("strips-b", "1")
+    for number, (name, content) in enumerate(files.items()):
+        bed.put(name, content[: len(content) // 2] if number == 2 else content)
+    bed.turn(seconds=2)
+    bed.turn(seconds=2)
+    assert bed.reader.wait_s(bed.now) > 1
+
+
+def test_a_finished_file_that_is_gone_when_its_turn_comes_reopens_nothing(bed: Bed) -> None:
+    """Archived between the look into the folder and the look at the file."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.turn(seconds=2)
+    bed.let_time_pass(bed.now)
+    bed.now += QUIET_S + 10
+    name = next(iter(files))
+    (bed.folder.folder / name).unlink()
+    bed.turn(str(name))
+    bed.folder.removed.append(str(name))
+    bed.turn(seconds=200)
+    bed.turn(seconds=200)
+    assert bed.reopened == [] and revision(bed) == (1, None) and bed.problems == []
+
+
+def test_a_copy_does_not_reopen_its_slide_at_each_start(bed: Bed) -> None:
+    """A duplicate is known by how it stood, as every other file is."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.put(PurePosixPath("PAT/1/strips/CH2/IMG6.dcm"), next(iter(files.values())))
+    for _ in range(3):
+        bed.turn(seconds=2)
+    before = len(bed.reopened)
+    for _ in range(2):
+        bed.restart()
+        bed.turn()
+        bed.turn(seconds=2)
+    assert len(bed.reopened) == before and "changed_late" not in {problem.reason for problem in bed.problems}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_other_times_alone_correct_nothing(bed: Bed, restart: bool) -> None:
+    """A backup that is put back, a copy to another disk: the same bytes are no change, and nobody is told of one."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.turn(seconds=2)
+    bed.let_time_pass(bed.now)
+    bed.now += QUIET_S + 10
+    for name in files:
+        os.utime(bed.folder.folder / name, (1_600_000_000, 1_600_000_000))
+    if restart:
+        bed.restart()
+    bed.turn(*map(str, files))
+    bed.turn(seconds=2)
+    assert bed.reopened == [] and bed.problems == []
+    assert {standing.mtime_ns for standing in bed.files.values()} == {1_600_000_000_000_000_000}
+    bed.restart()
+    bed.turn()
+    assert bed.reader.wait_s(bed.now) > 1, "known as it stands now"
+
+
+def test_a_correction_puts_nobody_on_the_table(bed: Bed) -> None:
+    """A finished slide's file changed while the agent was off: its patient is not who is being imaged."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.turn(seconds=2)
+    for name in list(files)[1:3]:
+        (bed.folder.folder / name).write_bytes(changed(files[name], 0.6))
+    bed.restart()
+    bed.progress.clear()
+    for _ in range(3):
+        bed.turn(seconds=2)
+    assert revision(bed)[0] == 2
+    assert bed.progress and not any(progress.live for progress in bed.progress)
+
+
+def test_rows_of_a_part_that_is_never_whole_are_corrected_at_its_end(bed: Bed, tmp_path: Path) -> None:
+    """One channel stays cut, and pixels of the other are written anew: what is said last is what stands there."""
+    files = slide_files("strips-b", "1")
+    cut = list(files)[1]
+    name = next(iter(files))
+    files = {**files, cut: files[cut][: len(files[cut]) // 2]}
+    for put, content in files.items():
+        bed.put(put, content)
+    bed.turn(seconds=2)
+    bed.put(name, changed(files[name], 0.1))
+    bed.turn(seconds=2)
+    bed.turn(seconds=200)
+    after = {**files, name: changed(files[name], 0.1)}
+    assert bed.outcomes()[SLIDE] == at_once(tmp_path / "whole", after)[SLIDE]
+    said = bed.said["slide", "PAT", "1"]
+    assert said["state"] == "stalled" and said["probabilities"] == list(bed.outcomes()[SLIDE].posterior.probabilities)
+
+
+def test_a_backlog_puts_no_earlier_patient_on_the_table(tmp_path: Path) -> None:
+    """After an outage two patients wait: the newer one is read first, and stays on the table and open."""
+    bench = Bench(ToldFolder(tmp_path / "watched"))
+    bench.poll(0.0)
+    for age, slide in enumerate(("1", "2")):
+        for name, content in slide_files("strips-b", slide).items():
+            path = bench.folder.folder / PurePosixPath(f"P{slide}", slide, *name.parts[2:])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path, (1_700_000_000 - 3600 * age, 1_700_000_000 - 3600 * age))
+            bench.folder.touched.append(path.relative_to(bench.folder.folder).as_posix())
+    bench.poll(1.0)
+    assert len(bench.ledger) == 84
+    assert {progress.slide.patient for progress in bench.progress if progress.live} == {"P1"}
+    assert not [told for told in bench.closed if isinstance(told, PatientClosed)]
+
+
+def test_a_file_that_is_touched_for_ever_is_read_ever_less_often(bed: Bed) -> None:
+    """Every few seconds another time and the same bytes: the pauses between two readings grow."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    name = next(iter(files))
+    read = 0
+    for _ in range(40):
+        os.utime(bed.folder.folder / name)
+        bed.turn(str(name), seconds=3)
+        bed.files, noted = {}, len(bed.files)
+        read += noted
+    assert read < 20
+
+
+def test_a_second_stall_is_told_again(bed: Bed) -> None:
+    """A strip stops, goes on, and stops for good, with as many whole parts as before: two problems that differ, so
+    that the ledger lets both out; after a restart the second is the same."""
+    files = slide_files("strips-b", "1")
+    name, *others = files
+    for other in others:
+        bed.put(other, files[other])
+    for size in (1_000_000, 2_000_000):
+        bed.put(name, files[name][:size])
+        bed.turn(seconds=2)
+        bed.turn(seconds=200)
+    bed.restart()
+    bed.turn()
+    bed.turn(seconds=2)
+    bed.turn(seconds=200)
+    said = [bed.reporter.alert(problem) for problem in bed.problems if problem.reason in ("stalled", "truncated")]
+    ids = {reason: [m.event_id for m in said if reason in str(m.payload)] for reason in ('"stalled"', '"truncated"')}
+    assert {reason: (len(of), len(set(of))) for reason, of in ids.items()} == {
+        '"stalled"': (3, 2),
+        '"truncated"': (3, 2),
+    }
+
+
+def test_no_file_counts_as_read_before_its_patches(tmp_path: Path) -> None:
+    """The batcher waits long; still a file's standing is handed over behind every patch that was cut from it."""
+    files = dict(list(slide_files("strips-b", "1").items())[:2])
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    token, profile = CancelToken(), fake_profile()
+    work: Handover[Work] = Handover("work", 1000, token)
+    reader = Reader(
+        Watch(tmp_path, mode="scan"),
+        Layouts(rules_of(NamingSettings()), Plain(), by_tags=True),
+        Plain(),
+        MODALITIES["srh"].make_assembler(profile),
+        open_parser,
+        limits=Limits(),
+        patience=Patience(settle_s=0.2),
+    )
+    feeder = Feeder(reader, Batcher(64, 60.0), work, token, Wakeup(token))
+    room = threading.Thread(target=feeder.run)
+    room.start()
+    told: list[Work] = []
+    while sum(isinstance(item, FileStanding) for item in told) < 2 and (item := work.get(timeout_s=30)) is not None:
+        told.append(item)
+    token.stop()
+    room.join()
+    kinds = [type(item) for item in told if isinstance(item, Batch | FileStanding)]
+    assert kinds == [Batch, FileStanding, FileStanding]
+    assert sum(len(item.inputs) + len(item.rejected) for item in told if isinstance(item, Batch)) == 21
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_slide_of_which_only_sums_are_left_is_corrected(bed: Bed, tmp_path: Path, cut: bool) -> None:
+    """Its patches are forgotten, since many patients have ended after it: it is counted anew. The answer stays as it
+    was for as long as the slide cannot be read to its end."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    bed.turn(seconds=2)
+    bed.let_time_pass(bed.now)
+    bed.now += QUIET_S + 10
+    bed.reducer.freeze("PAT")
+    name = list(files)[1]
+    after = {**files, name: changed(files[name], 0.3)}
+    bed.put(name, after[name][: len(after[name]) // 2] if cut else after[name])
+    bed.turn(seconds=2)
+    bed.turn(seconds=200)
+    assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, files if cut else after)
+    assert revision(bed)[0] == revision(bed, "patient")[0] == 2
+    assert bed.said["slide", "PAT", "1"]["state"] == ("stalled" if cut else "complete")
+    bed.put(name, after[name])
+    bed.turn(seconds=2)
+    assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, after)

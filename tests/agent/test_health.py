@@ -1,4 +1,4 @@
-"""Promises of the health figures: they are the rooms' own counters, and a room that hangs is noticed."""
+"""Promises of the health figures: they are the rooms' own counters."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import jsonschema
 import numpy as np
 import pytest
 
+from agent.answering import Answering
 from agent.batching import Batch, Timed
 from agent.contract.schemas import payload_schemas
 from agent.engine import Choice
 from agent.errors import FormatError
 from agent.handover import CancelToken, Handover
-from agent.health import Figures, Pulse
+from agent.health import Figures
 from agent.ledger import Ledger, Record
 from agent.measures import BOUNDS_S, EngineMeasures, SenderMeasures
 from agent.messages import Counts, EngineRef, Health, StageLatency
 from agent.publish import Session
+from agent.pulse import Pulse
 from agent.reporter import LOOK_AT, Speaker
 from agent.settings import MqttSettings
 from agent.speech import Speech
@@ -30,7 +32,7 @@ from agent.watch import Watch
 from agent.worker import Work
 from models.contract import ModelInput, PatchKey
 from models.profile import LoadedProfile
-from tests.brokers import free_port, wait_until
+from tests.brokers import free_port
 from tests.fakes import FakeEngine, ToldFolder, fake_profile
 from tests.reading import Bench, slide_files
 
@@ -38,8 +40,6 @@ PROFILE = LoadedProfile(
     fake_profile(), "ab" * 32, b"", np.zeros((1, 2, 300, 300), np.uint16), np.zeros((1, 4), np.float32)
 )
 WILL = Message("t/status", b"{}", "will", "status", 1, True, False, False)
-AT_ONCE_S = -1.0
-"""A limit that every beat has passed already."""
 
 
 @pytest.fixture
@@ -47,73 +47,6 @@ def handovers() -> tuple[Handover[Work], Handover[Record]]:
     """The two hand-overs of the pipeline, for one item each."""
     token = CancelToken()
     return Handover("reader-engine", 1, token), Handover("engine-sender", 1, token)
-
-
-def three_rooms(handovers: tuple[Handover[Work], Handover[Record]]) -> Pulse:
-    """A pulse that all three rooms have signed on to."""
-    pulse = Pulse(*handovers)
-    for room in ("reader", "engine", "sender"):
-        pulse.beats(room)()
-    return pulse
-
-
-def test_rooms_that_came_round_are_healthy(handovers: tuple[Handover[Work], Handover[Record]]) -> None:
-    """Within the limit everything is well, and without any room nothing is wrong."""
-    assert three_rooms(handovers).is_healthy(60.0)
-    assert Pulse(*handovers).is_healthy(60.0)
-
-
-def test_a_room_that_never_came_round_is_noticed(handovers: tuple[Handover[Work], Handover[Record]]) -> None:
-    """Signing on counts as the first beat; from then on the limit runs."""
-    pulse = Pulse(*handovers)
-    pulse.beats("engine")
-    assert pulse.is_healthy(60.0)
-    assert not pulse.is_healthy(AT_ONCE_S)
-
-
-@pytest.mark.parametrize("late", ["reader", "engine", "sender"])
-def test_one_late_room_is_enough(handovers: tuple[Handover[Work], Handover[Record]], late: str) -> None:
-    """A single room that has not come round in time makes the process unhealthy; its next beat mends it."""
-    pulse = Pulse(*handovers)
-    beats = {room: pulse.beats(room) for room in ("reader", "engine", "sender")}
-    limit_s = 0.2
-    last = time.monotonic()
-
-    def others_beat() -> bool:
-        for room, beat in beats.items():
-            if room != late:
-                beat()
-        return time.monotonic() - last > limit_s
-
-    wait_until(others_beat, "the limit is over")
-    assert not pulse.is_healthy(limit_s)
-    beats[late]()
-    assert pulse.is_healthy(limit_s)
-
-
-def test_a_room_before_a_full_handover_is_not_at_fault(handovers: tuple[Handover[Work], Handover[Record]]) -> None:
-    """A late reader or engine that waits for the next room is excused; a late sender never is."""
-    work, records = handovers
-    pulse = Pulse(work, records)
-    pulse.beats("reader")
-    pulse.beats("engine")
-    assert not pulse.is_healthy(AT_ONCE_S)
-    work.put(Batch())
-    assert not pulse.is_healthy(AT_ONCE_S), "the engine still waits for nobody"
-    records.put(Record("sha"))
-    assert pulse.is_healthy(AT_ONCE_S)
-    pulse.beats("sender")
-    assert not pulse.is_healthy(AT_ONCE_S)
-
-
-def test_a_beat_does_what_else_is_asked(handovers: tuple[Handover[Work], Handover[Record]]) -> None:
-    """The function given with a beat runs each time, on the room's own thread."""
-    calls: list[int] = []
-    beat = Pulse(*handovers).beats("sender", lambda: calls.append(1))
-    assert calls == [], "signing on is no beat"
-    beat()
-    beat()
-    assert calls == [1, 1]
 
 
 @pytest.fixture
@@ -129,7 +62,8 @@ def figures(tmp_path: Path, handovers: tuple[Handover[Work], Handover[Record]]) 
     session = Session(MqttSettings(port=free_port()), client_id="test", will=WILL)
     watch = Watch(tmp_path / "imager", mode="scan")
     measures = EngineMeasures(), SenderMeasures()
-    yield Figures(speech, bench.reducer, bench.reader, watch, handovers, session, ledger, *measures), bench
+    answering = Answering(Pulse(*handovers), lambda: 10.0, speech, ledger)
+    yield Figures(speech, bench.reducer, bench.reader, watch, handovers, session, ledger, *measures, answering), bench
     ledger.close()
 
 
@@ -187,10 +121,19 @@ def test_a_folder_that_cannot_be_read_is_told(figures: tuple[Figures, Bench]) ->
     assert found.health().folder_readable
     bench.folder.folder.rmdir()
     found.watch.poll(1.0)
-    assert not found.health().folder_readable
+    assert (found.health().folder_readable, found.health().folder_trouble) == (False, "No such file or directory")
     bench.folder.folder.mkdir()
     found.watch.poll(100.0)
-    assert found.health().folder_readable
+    assert (found.health().folder_readable, found.health().folder_trouble) == (True, None)
+
+
+def test_a_folder_that_does_not_answer_is_told(figures: tuple[Figures, Bench]) -> None:
+    """Whatever the last look found: a folder that hangs now cannot be read, and its alerts count."""
+    found, _ = figures
+    found.answering.trouble, found.answering.alerts = "it does not answer", 2
+    health = found.health()
+    assert (health.folder_readable, health.folder_trouble) == (False, "it does not answer")
+    assert health.alerts == {"folder_hangs": 2}
 
 
 def test_the_ledger_and_its_disk_are_measured_when_looked_at(figures: tuple[Figures, Bench]) -> None:

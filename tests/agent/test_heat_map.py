@@ -85,3 +85,15 @@ def test_closing_a_slide_without_patches_is_nothing() -> None:
     gathering = Gathering()
     gathering.close(SLIDE)
     assert gathering.take(0.0, everything=True) == []
+
+
+def test_a_corrected_patch_is_no_further_patch() -> None:
+    """Told again with its new answer: `before` and the patches in the message never add up to more than there are."""
+    heat_map, patches = HeatMap(fake_profile()), strip(0)
+    seen = {SLIDE: 0}
+    told: dict[tuple[int, int, int], int] = {}
+    for rows, counted in ((patches[:30], 30), (patches[10:20], 30), (patches[15:60], 60), (patches[:1], 60)):
+        seen[SLIDE] = counted
+        (payload,) = heat_map.tell(rows, stamp, seen.__getitem__)
+        told |= dict.fromkeys(zip(payload.strip, payload.x, payload.y, strict=True), 0)
+        assert payload.before + len(rows) == len(told) == counted

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.intake import PatientClosed, SlideClosed, Told
+from agent.intake import PatientClosed, SlideClosed, SlideReopened, Told
 from agent.ledger import FinalRow
 from agent.messages import EngineRef
 from agent.reporter import Reporter, Speaker
@@ -44,11 +44,16 @@ class Ward(Bench):
     def __init__(self, root: Path) -> None:
         self.finals: dict[tuple[str, str, str], FinalRow] = {}
         self.said: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.history: list[dict[str, Any]] = []
+        """Every final, as it was said."""
+        self.marks: set[SlideKey] = set()
+        """Slides that were finished and are being read again."""
         super().__init__(ToldFolder(root))
 
     def restart(self, finished: Iterable[SlideKey] = ()) -> None:
         """Start again, as the pipeline does."""
-        super().restart([row.of_slide for row in self.finals.values() if row.is_finished_slide])
+        slides = [row.of_slide for row in self.finals.values() if row.is_finished_slide]
+        super().restart([slide for slide in slides if slide not in self.marks])
         self.reducer.resume(self.finals.values())
         self.reporter = Reporter(self.reducer, SPEAKER, self.finals.values())
 
@@ -57,14 +62,18 @@ class Ward(Bench):
         for told in tellings:
             super().take([told])
             said = None
+            if isinstance(told, SlideReopened):
+                self.marks.add(told.slide)
             if isinstance(told, SlideClosed):
+                self.marks.discard(told.slide)
                 said = self.reporter.slide_final(told.slide, Latency())
             elif isinstance(told, PatientClosed):
                 said = self.reporter.patient_final(told.patient, Latency())
             if said is not None:
                 message, row = said
                 self.finals[row.scope, row.patient, row.slide] = row
-                self.said[row.scope, row.patient, row.slide] = json.loads(message.payload)
+                self.history.append(json.loads(message.payload))
+                self.said[row.scope, row.patient, row.slide] = self.history[-1]
 
     def answers(self) -> dict[tuple[str, str, str], dict[str, Any]]:
         """The compared part of every last final."""

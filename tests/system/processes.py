@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,17 @@ class AgentProcess:
         self.notified: list[str] = []
 
     def start(
-        self, *, ready: bool = True, environment: Mapping[str, str] | None = None, fsize: int = 0
+        self,
+        *,
+        ready: bool = True,
+        environment: Mapping[str, str] | None = None,
+        fsize: int = 0,
+        inside: Sequence[str] = (),
     ) -> AgentProcess:
-        """Start; with `ready`, wait until it says so. `fsize` limits the files that it may write, bytes."""
+        """Start; with `ready`, wait until it says so. `fsize` limits the files that it may write, bytes.
+
+        `inside` is a sandbox's command line, which the agent's follows.
+        """
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         address = self.home / f"notify-{len(self.notified)}"
         address.unlink(missing_ok=True)
@@ -65,7 +73,7 @@ class AgentProcess:
             limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (fsize, fsize))  # noqa: E731
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent", "run", "--config", str(self.config)],
+                [*inside, sys.executable, "-m", "agent", "run", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

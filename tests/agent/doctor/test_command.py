@@ -59,6 +59,7 @@ EXPECTED = [
     "state_dir",
     "identity_key",
     "ledger",
+    "audit",
     "profile",
     "intended_use",
     "engine",
@@ -104,7 +105,7 @@ def test_it_names_no_file_of_the_watched_folder(site: Site, capsys: pytest.Captu
     inside.mkdir()
     (inside / "SECRETNAME.dcm").write_bytes(b"no image")
     (inside / "SECRETLINK").symlink_to(inside)
-    site.write(watch={"follow_symlinks": True})
+    site.write(watch={"follow_symlinks": [str(site.home)]})
     for words in ([], ["--json"]):
         main(["doctor", "--config", str(site.config), *words])
     said = capsys.readouterr()
