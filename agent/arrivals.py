@@ -135,15 +135,13 @@ class Arrival:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing that was read whole waits to be compared."""
-        return all(source.sha256 or source.reading is not Reading.DONE for source in self.active())
+        """Whether no whole part waits to be compared with its files."""
+        return not self.complete or all(source.sha256 for source in self.active())
 
     def rest_reserves(self) -> None:
         """A file whose pixels another one gives is not looked at by itself."""
-        active = self.active()
-        for source in self.files():
-            if source not in active:
-                source.rest()
+        for source in self.reserves():
+            source.rest()
 
     def files(self) -> list[Source]:
         """Every file of this part, reserves included."""

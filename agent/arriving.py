@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agent.acquisition import Acquisition, State
 from agent.arrivals import Arrival
 from agent.intake import Problem, Progress
 from agent.patience import Patience
-from models.contract import Part
+from models.contract import Part, SlideKey
 
 RETELL_S = 60.0
 """While bytes arrive, a slide's progress is told at least this often, so that `current` can be renewed."""
+MOST_AT_REST = 256
+"""Slides that ended without being complete, or with an unknown number of parts, and may go on where they were; a file
+of one from before these makes its slide be read again from the start."""
 
 
 @dataclass
@@ -70,6 +73,15 @@ class ArrivingSlide:
         """Whether what arrives of it says who is being imaged."""
         return not (self.again or self.ended)
 
+    def rest(self) -> list[Part]:
+        """Give up what was read of parts that are not whole, and the files of others; returns the former."""
+        given_up = [part for part in self.arrivals if part not in self.acquisition.done]
+        for part in given_up:
+            self.arrivals[part].rest()
+        if self.acquisition.state is State.COMPLETE:
+            self.arrivals = {part: self.arrivals[part] for part in given_up}
+        return given_up
+
     def tell(self) -> Iterator[Progress]:
         """Where the slide stands, if that is news."""
         acquisition = self.acquisition
@@ -79,3 +91,15 @@ class ArrivingSlide:
             self.told, self.told_s = now_told, acquisition.last_byte_at
             state, done, expected, live = now_told
             yield Progress(acquisition.slide, state, done, expected, acquisition.last_byte_at, live)
+
+
+def longest_at_rest(slides: Mapping[SlideKey, ArrivingSlide], is_open: Container[str]) -> list[SlideKey]:
+    """The first ones, beyond MOST_AT_REST, of patients who are not open: memory must not grow for ever."""
+    if len(slides) <= MOST_AT_REST:
+        return []
+    at_rest = [
+        key
+        for key, slide in slides.items()
+        if slide.acquisition.closed and slide.is_settled and not slide.again and key.patient not in is_open
+    ]
+    return at_rest[:-MOST_AT_REST]

@@ -42,9 +42,9 @@ class SlideRecord:
     unformed: dict[str, int] = field(default_factory=dict)
     """Reason → patches that were announced but never came, at the slide's last closing."""
     again: bool = False
-    """It was finished, and is read again: what was counted then stays counted, whatever comes of it now."""
+    """It was complete, and is read again: what was counted then stays counted, whatever comes of it now."""
     anew: Tally | None = None
-    """Takes the tally's place if the slide, of which only sums were left, can be read again to its end."""
+    """Takes the tally's place if the slide, of which only sums were left, can be read again as far as before."""
 
     def follow(self, progress: Progress) -> None:
         """Take over where the slide stands; what seemed lost may come after all while it is receiving."""
@@ -122,9 +122,9 @@ class Reducer:
         return self.slides[key]
 
     def reopen(self, key: SlideKey) -> None:
-        """A finished slide is read again from the start."""
+        """A slide that was put away is read again from the start."""
         record = self.slide(key)
-        record.again = True
+        record.again |= record.state is State.COMPLETE
         if record.tally.is_frozen:
             record.anew = Tally(len(self.profile.classes))
 
@@ -133,7 +133,7 @@ class Reducer:
         record = self.slide(key)
         record.again &= record.state is not State.COMPLETE
         record.unformed = {} if record.again else unformed
-        if record.anew is not None and not record.again:
+        if record.anew is not None and not record.again and record.anew.counts.seen >= record.tally.counts.seen:
             record.tally, record.anew = record.anew, None
 
     def run(self, batch: Batch) -> list[CountedPatch]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from agent.acquisition import Acquisition, Happening, State
 from agent.arrivals import Arrival
-from agent.arriving import ArrivingSlide
+from agent.arriving import ArrivingSlide, longest_at_rest
 from agent.counted import Counted
 from agent.intake import PatientClosed, SlideClosed, Told
 from agent.patience import Patience
@@ -30,9 +30,8 @@ class Roster:
         counted: Mapping[PatchKey, int | None],
         finished: Iterable[SlideKey],
     ) -> None:
-        """`counted` (patches with their pixels' digests) and `finished` come from before a restart; their patients
-        are open again, until silence or the next patient closes them, which says nothing twice.
-        """
+        """`counted` (pixels' digests) and `finished` are from before a restart: their patients are open again, until
+        silence or the next patient closes them, which says nothing twice."""
         self._assembler = assembler
         self._patience = patience
         self._counted = Counted(counted)
@@ -167,6 +166,8 @@ class Roster:
             is_over = not slide.is_on_table and slide.acquisition.closed and slide.is_settled
             if is_over and (quiet_s >= self._patience.patient_quiet_s or not slide.again):
                 self._put_away(slide)
+        for key in longest_at_rest(self._slides, self._open):
+            self._finish(key)
         self._open = {p: now if last is None else last for p, last in self._open.items()}
         quiet = {
             p for p, last in self._open.items() if last is not None and now - last >= self._patience.patient_quiet_s
@@ -210,18 +211,18 @@ class Roster:
 
     def _put_away(self, slide: ArrivingSlide) -> None:
         """Free what an ended slide holds; one that lacks something can still go on."""
-        acquisition, slide.ended = slide.acquisition, False
-        if acquisition.state is State.COMPLETE and acquisition.expected is not None:
-            self._finished.add(acquisition.slide)
-            self._counted.forget(acquisition.slide)
-            del self._slides[acquisition.slide]
+        slide.ended = False
+        if slide.acquisition.state is State.COMPLETE and slide.acquisition.expected is not None:
+            self._finish(slide.acquisition.slide)
             return
-        for part, arrival in list(slide.arrivals.items()):
-            if part not in acquisition.done:
-                self._assembler.forget(part)
-                arrival.rest()
-            elif acquisition.state is State.COMPLETE:
-                del slide.arrivals[part]
+        for part in slide.rest():
+            self._assembler.forget(part)
+
+    def _finish(self, key: SlideKey) -> None:
+        """None of its files needs a look before one of them changes."""
+        self._finished.add(key)
+        self._counted.forget(key)
+        del self._slides[key]
 
     def _fall_silent(self, slide: ArrivingSlide) -> Iterator[Told]:
         acquisition = slide.acquisition

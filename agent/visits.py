@@ -160,11 +160,12 @@ class Visits:
                 self._closed.close(path, arrival.part.slide, stamp, source.sha256)
 
     def _spare_memory(self) -> None:
-        """Forget files of finished slides, of which `_closed` knows enough."""
+        """Forget files of finished slides, of which `_closed` knows enough, or which are not there any more."""
         if len(self._sources) < self._most_sources:
             return
         for path, source in list(self._sources.items()):
-            if source.reading is Reading.DONE and not self._holds(source):
+            is_over = source.placed and source.reading in (Reading.DONE, Reading.GONE)
+            if is_over and not self._holds(source):
                 del self._sources[path]
         self._most_sources = max(MOST_SOURCES, 2 * len(self._sources))
 

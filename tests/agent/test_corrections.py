@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
+from agent.arriving import MOST_AT_REST
 from agent.batching import Batch, Batcher
 from agent.feeder import Feeder
 from agent.formats import Limits
@@ -637,4 +638,29 @@ def test_a_slide_of_which_only_sums_are_left_is_corrected(bed: Bed, tmp_path: Pa
     assert bed.said["slide", "PAT", "1"]["state"] == ("stalled" if cut else "complete")
     bed.put(name, after[name])
     bed.turn(seconds=2)
+    assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, after)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_incomplete_slide_that_is_read_again_keeps_its_counts(bed: Bed, tmp_path: Path, frozen: bool) -> None:
+    """A cut strip's slide lies at rest, many others have begun since, and its patches are forgotten or not. Some more
+    bytes come, and it stalls again: what came counts, and what is still missing is counted as rejected."""
+    files = slide_files("strips-b", "1")
+    last = list(files)[-1]
+    for name, content in files.items():
+        bed.put(name, content[: len(content) // 2] if name == last else content)
+    bed.turn(seconds=2)
+    bed.let_time_pass(bed.now)
+    bed.now += QUIET_S + 10
+    if frozen:
+        bed.reducer.freeze("PAT", everything=True)
+    for number in range(MOST_AT_REST + 1):
+        bed.put(PurePosixPath(f"P{number}/1/strips/CH2/IMG00006.dcm"), bytes(200))
+    bed.let_time_pass(bed.now)
+    bed.now += QUIET_S + 10
+    after = {**files, last: files[last][: len(files[last]) * 3 // 4]}
+    bed.put(last, after[last])
+    assert bed.reopened == [SLIDE]
+    bed.turn(seconds=2)
+    bed.turn(seconds=200)
     assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, after)

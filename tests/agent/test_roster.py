@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.acquisition import State
+from agent.arriving import MOST_AT_REST
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed, Told
 from agent.patience import Patience
 from agent.roster import Roster
@@ -274,3 +275,27 @@ def test_the_largest_expectation_counts_in_any_order(words: list[int | None]) ->
         table.told += table.roster.expect(strip(number), word)
     told = [progress.expected for progress in table.told if isinstance(progress, Progress)]
     assert told[-1] == max((word for word in words if word is not None), default=None)
+
+
+def test_slides_that_nobody_can_call_complete_are_not_kept_for_ever() -> None:
+    """Stalled slides, and those with an unknown number of parts, may go on where they were, but only the last ones;
+    of those before, nothing is held, and a file of theirs counts as one of a finished slide.
+    """
+    table = Table(Patience(settle_s=1.0, stall_after_s=10.0, slide_quiet_s=10.0, patient_quiet_s=20.0))
+    slides = [SlideKey(f"P{number}", "S") for number in range(MOST_AT_REST + 40)]
+    for number, slide in enumerate(slides):
+        now = 100.0 * number
+        table.arrive(strip(0, slide), now, expected=None if number % 2 else 2)
+        table.roster.count(PatchKey(*slide, 0, 0, 0))
+        table.silence(now + 11)
+        table.silence(now + 21)
+    table.silence(100.0 * len(slides))
+    forgotten, kept = slides[:40], slides[40:]
+    assert {told.slide for told in table.of(SlideClosed) if isinstance(told, SlideClosed)} == set(slides)
+    assert all(table.roster.is_finished(strip(0, slide)) for slide in forgotten)
+    assert not any(table.roster.is_finished(strip(0, slide)) for slide in kept)
+    assert table.roster.held(strip(0, slides[0])) is None
+    assert len(table.roster._slides) == MOST_AT_REST
+    assert table.roster._counted.slides == set(kept)
+    table.roster.reopen(slides[0], 1e6)
+    assert table.roster.count(PatchKey(*slides[0], 0, 0, 0)) is Counting.NEW, "the engine's room knows it still"
