@@ -100,6 +100,6 @@ def longest_at_rest(slides: Mapping[SlideKey, ArrivingSlide], is_open: Container
     at_rest = [
         key
         for key, slide in slides.items()
-        if slide.acquisition.closed and slide.is_settled and not slide.again and key.patient not in is_open
+        if key.patient not in is_open and slide.acquisition.closed and slide.is_settled and not slide.again
     ]
     return at_rest[:-MOST_AT_REST]

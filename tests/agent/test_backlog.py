@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,23 +76,6 @@ def test_the_order_is_that_of_the_obvious_loop(
     while (path := fast.take()) is not None:
         assert path == slow.take()
     assert not slow.files and not fast.slides
-
-
-def test_many_slides_cost_no_more_than_few() -> None:
-    """Twenty times as many waiting slides take far less than twenty times twenty as long."""
-
-    def spent_s(slides: int) -> float:
-        backlog = Backlog()
-        began = time.process_time()
-        for number in range(slides):
-            for file in range(4):
-                backlog.add(f"{number}/{file}", SlideKey("P", str(number)), number)
-        while backlog.take() is not None:
-            assert len(backlog.slides) <= slides
-        return time.process_time() - began
-
-    spent_s(10)
-    assert spent_s(4000) < 100 * max(spent_s(200), 1e-3)
 
 
 def test_of_long_use_nothing_stays() -> None:

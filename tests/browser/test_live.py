@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from agent.messages import ProfileRef
 from agent.results import PatientPosterior, SlideFinal
 from models.decision import Decision
+from tests.brokers import wait_until
 from tests.browser import scenes
 from tests.browser.conftest import Theatre
 from tests.browser.scenes import Said, Speaker
@@ -205,8 +206,12 @@ def test_strips_lie_side_by_side_whatever_their_numbers(theatre: Theatre) -> Non
     )
     expect(page.locator("#holes")).to_be_hidden()
     sure = max((p for p in patches if p.predicted == 3 and p.strip == 1), key=lambda p: p.confidence)
-    red, green, blue = hue_of(pixels_of(page, 1, sure.x, sure.y))
-    assert red > green and blue > green
+
+    def is_drawn() -> bool:
+        red, green, blue = hue_of(pixels_of(page, 1, sure.x, sure.y))
+        return red > green and blue > green
+
+    wait_until(is_drawn, "the second strip's patch has its class's colour")
     page.locator("#table-switch").click()
     assert page.locator("#map-table tbody th").all_inner_texts() == ["1", "2"]
 

@@ -22,6 +22,7 @@ PHASES: tuple[Phase, ...] = ("start-up", "reading", "ledger", "publish", "shutdo
 LONGEST_S = 2.5
 """A moment that does not come by itself in this time is now."""
 LOOK_S = 0.002
+HANDED_ON_S = 0.1
 
 
 @dataclass
@@ -89,10 +90,24 @@ def heard(chance: random.Random, witness: Witness) -> Moment:
     return Moment(f"at message {more}", lambda seconds: witness.wait_for(count, seconds))
 
 
-def sending(chance: random.Random, shim: Shim) -> Moment:
+def sending(chance: random.Random, shim: Shim, port: int) -> Moment:
     """Before one of the next pieces for the broker leaves the process: what it holds was said and is not out."""
     skip = chance.randrange(25)
-    return at_call(shim.cause_sending(skip=skip, most=1), f"before send {skip}")
+    return at_call(shim.hold_back(port, skip=skip, most=1), f"before send {skip}")
+
+
+def held_back(chance: random.Random, agent: AgentProcess, shim: Shim, port: int) -> Moment:
+    """When a final or an alert has been given to a network that takes nothing: said, and never out."""
+    event = chance.choice(["slide", "patient", "problem"])
+    before = len(agent.events(event))
+    never = threading.Event()
+
+    def come(limit_s: float) -> bool:
+        never.wait(10 * limit_s)
+        # From the log line to the ledger and on to the network it takes a few milliseconds.
+        return len(agent.events(event)) > before and not never.wait(HANDED_ON_S)
+
+    return Moment(f"at {event}, while nothing leaves", come, [shim.hold_back(port)])
 
 
 def logged(chance: random.Random, agent: AgentProcess) -> Moment:
@@ -115,7 +130,10 @@ def draw(chance: random.Random, phase: Phase, agent: AgentProcess, shim: Shim, w
         case "ledger":
             return storing(chance, agent, shim, 30)
         case "publish":
-            return sending(chance, shim) if chance.random() < 0.5 else heard(chance, witness)
+            chosen = chance.randrange(3)
+            if chosen == 0:
+                return held_back(chance, agent, shim, witness.port)
+            return sending(chance, shim, witness.port) if chosen == 1 else heard(chance, witness)
         case "shutdown":
             return storing(chance, agent, shim, 12) if chance.random() < 0.5 else after(chance.uniform(0.0, 0.4))
         case "any":

@@ -35,7 +35,7 @@ class Relay:
         """Half open: what comes from either side is read and goes nowhere, and nobody is told."""
         self.swallow: Callable[[int], bool] = lambda _: False
         """Which packets from the broker to the client are swallowed, by type; asked for whole packets only."""
-        self.connections = self.cuts = self.swallowed = 0
+        self.connections = self.cuts = self.swallowed = self.swallowed_bytes = 0
         self._broker_port = broker_port
         self._chance = random.Random(seed)
         self._closing = threading.Event()
@@ -111,6 +111,7 @@ class Relay:
                 if pause_s:
                     self._closing.wait(pause_s)
                 if self.deaf:
+                    self.swallowed_bytes += len(data)
                     continue
                 if left is not None:
                     data, cut = data[: left[0]], left[0] <= len(data)

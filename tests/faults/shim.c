@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -118,8 +119,8 @@ static void absolute(int fd, const char *name, char *path)
 
 static int matches(const struct rule *rule, const char *path)
 {
-	if (!rule->folder[0]) /* sockets have no place */
-		return 1;
+	if (!rule->folder[0]) /* a port */
+		return !strcmp(path, rule->ending);
 	size_t inside = strlen(rule->folder), whole = strlen(path), ending = strlen(rule->ending);
 	if (strncmp(path, rule->folder, inside) || (path[inside] && path[inside] != '/'))
 		return 0;
@@ -328,11 +329,21 @@ ssize_t getdents64(int fd, void *data, size_t count)
 	return on_fd(LIST, fd) == FAIL ? -1 : REAL(getdents64)(fd, data, count);
 }
 
-/* Sockets, wherever they lead to. */
+/* By the other side's port: a process also sends to itself, to wake its threads. */
 
 ssize_t send(int fd, const void *data, size_t count, int flags)
 {
-	SOME(SEND, fd, count)
+	struct sockaddr_in peer = {0};
+	socklen_t size = sizeof peer;
+	int saved = errno;
+	if (concerns(SEND) && !getpeername(fd, (struct sockaddr *)&peer, &size) && peer.sin_family == AF_INET) {
+		char port[16];
+		snprintf(port, sizeof port, "%d", ntohs(peer.sin_port));
+		errno = saved;
+		if (meddle(SEND, port) == FAIL)
+			return -1;
+	}
+	errno = saved;
 	return REAL(send)(fd, data, count, flags);
 }
 

@@ -48,7 +48,7 @@ class Call(IntFlag):
     """stat in all its forms, access, statvfs."""
     LIST = 256
     SEND = 512
-    """send on any socket: see Shim.cause_sending."""
+    """send to a port: see Shim.hold_back."""
 
     STORING = CREATE | WRITE | SYNC | TRUNCATE | RENAME
     """What needs a disk with room."""
@@ -117,9 +117,9 @@ class Shim:
         self.environment = {"LD_PRELOAD": str(library), "FAULT_CONTROL": str(path)}
         """What the agent must be started with."""
 
-    def cause_sending(self, *, skip: int = 0, most: int = 0) -> Fault:
-        """From now on the agent's next bytes to the network (TCP) hang, after `skip` sends."""
-        return self._cause("", Call.SEND, hang=True, skip=skip, most=most)
+    def hold_back(self, port: int, *, skip: int = 0, most: int = 0) -> Fault:
+        """From now on what the agent sends to this TCP port of IPv4 hangs; see the module's docstring."""
+        return self._cause("", Call.SEND, hang=True, skip=skip, most=most, ending=str(port))
 
     def cause(
         self,

@@ -78,6 +78,11 @@ class Station:
         """Whether the agent has ended so many slides, over all its lives."""
         return len({event["slide"] for event in self.agent.events("slide")}) >= slides
 
+    def has_told(self, slide: str) -> bool:
+        """Whether a running answer has been heard that rests on every patch of this slide."""
+        said = self.heard().of_kind("slide.posterior")
+        return any(body["slide"] == slide and body["counts"]["seen"] == PATCHES for body in said)
+
     def heard(self) -> Heard:
         """Everything that the broker has passed on."""
         return self.witness.heard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -40,11 +41,9 @@ PROGRAM = textwrap.dedent(
         finally:
             database.close()
 
-    def send():
-        here, there = socket.socketpair()
-        with here, there:
-            here.send(b"abc")
-            return there.recv(10)
+    def send(port):
+        with socket.create_connection(("127.0.0.1", int(port))) as here:
+            return here.send(b"abc")
 
     def sync():
         with (folder / "s").open("wb") as file:
@@ -69,7 +68,8 @@ PROGRAM = textwrap.dedent(
     }
     for line in sys.stdin:
         try:
-            print("ok", deeds[line.strip()](), flush=True)
+            deed, *rest = line.split()
+            print("ok", deeds[deed](*rest), flush=True)
         except OSError as error:
             print("OSError", error.errno, flush=True)
         except sqlite3.Error as error:
@@ -191,12 +191,17 @@ def test_a_hanging_call_returns_when_the_fault_ends(shim: Shim, doer: Doer, fold
 
 
 def test_sending_hangs(shim: Shim, doer: Doer) -> None:
-    """What goes to a socket can be held, too, and goes on afterwards."""
-    fault = shim.cause_sending()
-    doer.begin("send")
-    wait_until(lambda: fault.waiting == 1, "it hangs")
-    fault.end()
-    assert doer.end() == "ok b'abc'"
+    """What goes to the network can be held, too, and goes on afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        fault = shim.hold_back(port)
+        doer.begin(f"send {port}")
+        wait_until(lambda: fault.waiting == 1, "it hangs")
+        fault.end()
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(10) == b"abc"
+        assert doer.end() == "ok 3"
 
 
 def test_only_the_chosen_calls_are_hit(shim: Shim, doer: Doer, folder: Path) -> None:

@@ -20,6 +20,7 @@ class Witness:
 
     def __init__(self, port: int) -> None:
         """Returns when it is subscribed."""
+        self.port = port
         self.messages: list[paho.MQTTMessage] = []
         self._bodies: list[dict[str, Any]] = []
         self._heard = threading.Condition()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -76,7 +77,7 @@ def test_days_of_scanning_leave_nothing_behind(tiny: Path, tmp_path: Path) -> No
 
 def test_the_slide_on_the_table_does_not_wait_for_a_burst(tiny: Path) -> None:
     """Slides that arrive at once are all counted once; those scanned meanwhile are told while many still wait."""
-    found = burst.measure(tiny, QUIET, 60, original, live_slides=2, part_s=0.2, engine=EAGER)
+    found = burst.measure(tiny, QUIET, 100, original, live_slides=2, part_s=0.1, engine=EAGER)
     assert_kept(found)
     longest = max(one["final_s"] for one in found.figures["among"])
     assert longest < found.figures["seconds"] / 2, "long before the others are done"
@@ -181,7 +182,12 @@ def test_a_slow_engine_stops_the_reader(tiny: Path, tmp_path: Path) -> None:
         patience=Patience(settle_s=0.1),
     )
     feeder = Feeder(reader, Batcher(1, 0.0), work, token, wakeup)
-    thread = threading.Thread(target=feeder.run, name="reader")
+
+    def run() -> None:
+        with suppress(Cancelled):
+            feeder.run()
+
+    thread = threading.Thread(target=run, name="reader")
     thread.start()
     try:
         wait_until(lambda: len(work) == capacity, "the hand-over is full")

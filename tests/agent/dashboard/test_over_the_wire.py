@@ -99,7 +99,7 @@ def test_the_current_patient_is_shown_whatever_else_the_broker_keeps(tmp_path: P
     try:
         with Events(dashboard) as browser:
             browser.wait("the pointer", limit_s=2.0, current__patient="p")
-            browser.wait("the patient", limit_s=3.0, patient__patient="p")
+            browser.wait("the patient", limit_s=15.0, patient__patient="p")
             assert [slide["slide"] for slide in browser.view["slides"]] == ["s"]
     finally:
         dashboard.kill()
