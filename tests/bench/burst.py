@@ -27,7 +27,7 @@ LIVE = 8
 """Slides that are scanned, before and meanwhile."""
 PART_S = 4.0
 """Seconds that the imager takes for a scan strip: four times as fast as a real one."""
-LIMIT_S = 2.0
+LIMIT_S = 5.0
 """What a slide on the table may wait longer because of the others."""
 GROWTH_MIB = 128
 """A thousand slides that are known and not finished take memory: so much at most."""

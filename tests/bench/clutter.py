@@ -23,7 +23,7 @@ TEXTS = 100_000
 BROKEN = 10_000
 PER_FOLDER = 1000
 PART_S = 4.0
-LIMIT_S = 2.0
+LIMIT_S = 5.0
 IDLE_S = 30.0
 GROWTH_KIB = 8
 """Most that memory may grow with each broken file in the folder, and a sixteenth of it with each other one."""

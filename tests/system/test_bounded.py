@@ -139,7 +139,7 @@ class Counting:
 
     def __init__(self, assembler: Assembler) -> None:
         self._assembler = assembler
-        self.cut = 0
+        self._cut: set[PatchKey] = set()
 
     def begin(self, part: Part, channel: int, height: int, width: int) -> int | None:
         """As the real one."""
@@ -148,8 +148,13 @@ class Counting:
     def add(self, chunk: Chunk) -> list[ModelInput]:
         """As the real one."""
         inputs = self._assembler.add(chunk)
-        self.cut += len(inputs)
+        self._cut |= {item.key for item in inputs}
         return inputs
+
+    @property
+    def cut(self) -> int:
+        """How many; those of a part that is read a second time count once."""
+        return len(self._cut)
 
     def planned(self, part: Part) -> list[PatchKey]:
         """As the real one."""
