@@ -5,18 +5,19 @@ what lay in the folder before. Pure.
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from typing import NamedTuple
 
 from agent.layouts import natural
 from models.contract import SlideKey
 
 OLDEST_EVERY = 8
-"""Each so many files, one of the oldest slide has its turn: no slide waits for ever."""
+"""Each so many files, the slide that has waited longest has its turn. Not the oldest one: second looks at files of
+older slides would come before it, again and again."""
 
 
 class _Turn(NamedTuple):
-    order: int
-    """Time of the group's newest file, ns; negative where the newest goes first."""
+    minus_newest_ns: int
     serial: int
     place: SlideKey | str
 
@@ -39,11 +40,11 @@ class Backlog:
         self._begun = 0
         """Groups so far: of equally new ones the first goes first."""
         self._newest: list[_Turn] = []
-        self._oldest: list[_Turn] = []
-        """Heaps, so that a thousand slides cost no more than ten; an entry counts while its group is as new."""
+        """A heap, so that a thousand slides cost no more than ten; an entry counts while its group is as new."""
         self.slides: set[SlideKey] = set()
         """Slides of which a file waits; it changes with them."""
-        self._place: dict[str, SlideKey | str] = {}
+        self._place: OrderedDict[str, SlideKey | str] = OrderedDict()
+        """Where each path belongs; the one that has waited longest first."""
         self._taken = 0
         self._newest_ns = 0
         """Of the slides of which a file was taken since nothing waited any more."""
@@ -68,7 +69,6 @@ class Backlog:
         if not group.paths or (modified_ns or 0) > group.newest_ns:
             group.newest_ns = max(group.newest_ns, modified_ns or 0)
             heapq.heappush(self._newest, _Turn(-group.newest_ns, group.serial, place))
-            heapq.heappush(self._oldest, _Turn(group.newest_ns, group.serial, place))
         group.paths.add(path)
         heapq.heappush(group.order, (natural(path), path))
 
@@ -82,7 +82,8 @@ class Backlog:
         if not self._groups:
             return None
         self._taken += 1
-        place = self._next(self._oldest if self._taken % OLDEST_EVERY == 0 else self._newest)
+        is_for_oldest = self._taken % OLDEST_EVERY == 0
+        place = next(iter(self._place.values())) if is_for_oldest else self._newest_place()
         group = self._groups[place]
         self.was_overtaken = group.newest_ns < self._newest_ns
         self._newest_ns = max(self._newest_ns, group.newest_ns)
@@ -93,14 +94,13 @@ class Backlog:
                 self._drop(place, path)
                 return path
 
-    def _next(self, turns: list[_Turn]) -> SlideKey | str:
-        """The first group of a heap that is still as it was when it was put there."""
+    def _newest_place(self) -> SlideKey | str:
         while True:
-            turn = turns[0]
+            turn = self._newest[0]
             group = self._groups.get(turn.place)
-            if group is not None and (group.newest_ns, group.serial) == (abs(turn.order), turn.serial):
+            if group is not None and (-group.newest_ns, group.serial) == turn[:2]:
                 return turn.place
-            heapq.heappop(turns)
+            heapq.heappop(self._newest)
 
     def _drop(self, place: SlideKey | str, path: str) -> None:
         group = self._groups[place]
@@ -112,4 +112,3 @@ class Backlog:
         if not self._groups:
             self._newest_ns = 0
             self._newest.clear()
-            self._oldest.clear()

@@ -13,7 +13,7 @@ PLACES = [SlideKey("P", str(number)) for number in range(5)]
 
 
 class SlowBacklog:
-    """The same by the obvious loop over everything that waits."""
+    """The same by the obvious loop over everything that waits, in the order in which it began to."""
 
     def __init__(self) -> None:
         self.files: dict[str, tuple[SlideKey | str, int]] = {}
@@ -39,8 +39,9 @@ class SlowBacklog:
         if not self.files:
             return None
         self._taken += 1
-        choose = min if self._taken % OLDEST_EVERY == 0 else max
-        place = choose(self._groups, key=lambda key: self._groups[key])
+        place = max(self._groups, key=lambda key: self._groups[key])
+        if self._taken % OLDEST_EVERY == 0:
+            place, _ = next(iter(self.files.values()))
         path = min((p for p, (of, _) in self.files.items() if of == place), key=lambda p: (natural(p), p))
         self.discard(path)
         return path
@@ -88,3 +89,19 @@ def test_of_long_use_nothing_stays() -> None:
                 continue
     held = [value for value in vars(backlog).values() if isinstance(value, dict | list | set)]
     assert len(held) >= 4 and not any(held)
+
+
+def test_nobody_starves_between_new_slides_and_second_looks() -> None:
+    """New slides that keep coming, and second looks at files of older ones, do not keep a slide in the middle waiting
+    for ever: it has a turn after at most OLDEST_EVERY times as many as waited before it.
+    """
+    backlog = Backlog()
+    for number in range(10):
+        backlog.add(f"old{number}", SlideKey("OLD", str(number)), 1)
+    backlog.add("middle", SlideKey("MIDDLE", "1"), 2)
+    taken = []
+    for turn in range(OLDEST_EVERY * 11):
+        backlog.add(f"new{turn}", SlideKey("NEW", str(turn)), 3 + turn)
+        backlog.add(f"old{turn % 10}", SlideKey("OLD", str(turn % 10)), 1)
+        taken.append(backlog.take())
+    assert "middle" in taken

@@ -9,8 +9,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,47 +59,65 @@ def measure(
         ):
             task = bar.add_task("soak: slides", total=slides)
             watcher = Watcher(live)
-            seen = _run(live, watcher, once, Path(home) / "staging", slides, lambda n: bar.update(task, completed=n))
+            finals = _run(
+                live, watcher, once, Path(home) / "staging", slides, lambda n: bar.update(task, completed=n)
+            )
             capacity = (live.last_health() or {})["handovers"]["reader-engine"]["capacity"]
     if picture is not None:
         _draw(picture, watcher.taken)
-    return outcome(watcher, seen, once.patches, capacity)
+    return outcome(watcher, finals, once.patches, capacity)
+
+
+@dataclass(frozen=True)
+class Told:
+    """One slide of the run."""
+
+    seen: int
+    """Patches that its final speaks of."""
+    waited_s: float
+    """From the moment when it lay in the folder."""
 
 
 def _run(
     live: Stage, watcher: Watcher, once: Original, staging: Path, slides: int, told: Callable[[int], None]
-) -> list[int]:
-    """Returns how many patches each final speaks of."""
-    sent = 0
-    finals: dict[str, Any] = {}
-    heard_at = time.monotonic()
+) -> list[Told]:
+    """Returns what was told of each slide, in that order."""
+    waiting: dict[str, tuple[str, float]] = {}
+    finals: list[Told] = []
+    done: list[str] = []
     watcher.look(0)
+    heard_at = time.monotonic()
     while len(finals) < slides:
-        while sent < min(slides, len(finals) + AHEAD):
-            once.send(staging, live.agent.folder, f"SOAK_{sent:05d}")
-            if sent >= KEPT + AHEAD:
-                shutil.rmtree(live.agent.folder / f"SOAK_{sent - KEPT - AHEAD:05d}")
-            sent += 1
-        before = len(finals)
+        while len(finals) + len(waiting) < slides and len(waiting) < AHEAD:
+            patient = f"SOAK_{len(finals) + len(waiting):05d}"
+            once.send(staging, live.agent.folder, patient)
+            waiting[live.agent.pseudonym(patient, "1").slide] = patient, time.monotonic()
         for message in live.take_messages():
-            if message.topic.endswith("/final") and "/slide/" in message.topic:
-                finals[message.topic] = message
-        if len(finals) > before:
+            slide = message.topic.split("/")[-2] if message.topic.endswith("/final") else ""
+            if slide in waiting:
+                patient, since_s = waiting.pop(slide)
+                finals.append(Told(_seen(message.payload), message.timestamp - since_s))
+                done.append(patient)
+                heard_at = time.monotonic()
+        if watcher.taken[-1].slides < len(finals):
             watcher.look(len(finals))
             told(len(finals))
-            heard_at = time.monotonic()
+            for patient in done[:-KEPT]:
+                shutil.rmtree(live.agent.folder / patient)
+            del done[:-KEPT]
         elif time.monotonic() - heard_at > WAIT_S:
-            raise TimeoutError(f"no final within {WAIT_S:.0f} s after {len(finals)} slides")
+            names = ", ".join(patient for patient, _ in waiting.values())
+            raise TimeoutError(f"no final within {WAIT_S:.0f} s after {len(finals)} slides; still waiting: {names}")
         else:
             time.sleep(POLL_S)
-    return [_seen(message.payload) for message in finals.values()]
+    return finals
 
 
 def _seen(payload: bytes) -> int:
     return int(json.loads(payload)["counts"]["seen"])
 
 
-def outcome(watcher: Watcher, seen: list[int], patches: int, capacity: int) -> Outcome:
+def outcome(watcher: Watcher, finals: Sequence[Told], patches: int, capacity: int) -> Outcome:
     """Judge one run: what it took from a third of it on, when every buffer had been needed once."""
     taken = watcher.taken
     slides = taken[-1].slides
@@ -111,7 +129,11 @@ def outcome(watcher: Watcher, seen: list[int], patches: int, capacity: int) -> O
     descriptors = Spread.of([float(vitals.descriptors) for vitals in late])
     threads = Spread.of([float(vitals.threads) for vitals in late])
     promises = [
-        Promise("every slide's final speaks of all its patches", f"{len(seen)} finals", set(seen) == {patches}),
+        Promise(
+            "every slide's final speaks of all its patches",
+            f"{len(finals)} finals",
+            all(final.seen == patches for final in finals),
+        ),
         Promise(
             f"memory grows by less than {SLACK_BYTES // MIB} MiB + {GROWTH_BYTES >> 10} KiB a slide",
             f"{drift / MIB:+.1f} MiB over {run} slides ({growth['rss'] / 1024:+.1f} KiB a slide)",
@@ -130,6 +152,7 @@ def outcome(watcher: Watcher, seen: list[int], patches: int, capacity: int) -> O
             watcher.most("depth") <= capacity,
         ),
     ]
+    waited = Spread.of([final.waited_s for final in finals])
     per_s = (taken[-1].slides - taken[0].slides) / max(taken[-1].at_s, 1e-9)
     figures = {
         "slides": slides,
@@ -137,14 +160,15 @@ def outcome(watcher: Watcher, seen: list[int], patches: int, capacity: int) -> O
         "slides_per_s": per_s,
         "growth_bytes_per_slide": growth,
         "drift_bytes": drift,
+        "waited_s": asdict(waited),
         "descriptors": asdict(descriptors),
         "threads": asdict(threads),
         "vitals": watcher.document(),
     }
-    return Outcome("soak", [_table(taken, per_s), _growth_table(growth)], figures, promises)
+    return Outcome("soak", [_table(taken, per_s, waited), _growth_table(growth)], figures, promises)
 
 
-def _table(taken: list[Vitals], per_s: float) -> Table:
+def _table(taken: list[Vitals], per_s: float, waited: Spread) -> Table:
     slides = taken[-1].slides
     table = Table(
         *(
@@ -160,7 +184,9 @@ def _table(taken: list[Vitals], per_s: float) -> Table:
         ),
         "outbox",
         title=f"Soak: {slides} slides ({slides / A_DAY:.0f} days of {A_DAY}), {per_s:.2f} slides/s",
+        caption=f"from the folder to the final: {waited.text(1)} s, p99 {waited.p99:.1f}, {AHEAD} always waiting",
         title_justify="left",
+        caption_justify="left",
     )
     for share in (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0):
         one = min(taken, key=lambda vitals: abs(vitals.slides - share * slides))
