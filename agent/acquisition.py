@@ -90,6 +90,13 @@ class Acquisition:
         self.closed = False
         self.happen(Happening.BYTES)
 
+    def expect(self, parts: int) -> None:
+        """So many parts make it complete; with more than it has, it is not so any more."""
+        self.expected = parts
+        if self.state is State.COMPLETE and not self.all_done:
+            self.closed = False
+            self.happen(Happening.BYTES)
+
     @property
     def all_done(self) -> bool:
         """Every expected part is complete."""

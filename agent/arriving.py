@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agent.acquisition import Acquisition, State
 from agent.arrivals import Arrival
 from agent.intake import Problem, Progress
 from agent.patience import Patience
+from agent.source import Reading
 from models.contract import Part, SlideKey
 
 RETELL_S = 60.0
@@ -63,10 +65,23 @@ class ArrivingSlide:
         held = sum(source.tail.size for arrival in self.arrivals.values() for source in arrival.active())
         yield Problem("stalled", detail, acquisition.slide, content=(held, len(acquisition.done)))
 
+    def unformed(self, missing: Callable[[Part], int]) -> dict[str, int]:
+        """Why patches of parts that are not whole will not come → how many; `missing` counts those of a part."""
+        counts: Counter[str] = Counter()
+        for part, arrival in self.arrivals.items():
+            if part not in self.acquisition.done:
+                counts[arrival.why_unformed()] += missing(part)
+        return dict(sorted((+counts).items()))
+
     @property
     def is_settled(self) -> bool:
         """Whether nothing that was read whole waits to be compared with its settled file."""
         return all(arrival.is_settled for arrival in self.arrivals.values())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether none of its files is there any more."""
+        return all(s.reading is Reading.GONE for arrival in self.arrivals.values() for s in arrival.files())
 
     @property
     def is_on_table(self) -> bool:

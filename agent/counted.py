@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from models.contract import PatchKey, SlideKey
 from models.posterior import Counting, differ
@@ -27,6 +27,14 @@ class Counted:
         if counting:
             known[key] = digest
         return counting
+
+    def retract(self, slide: SlideKey, strip: int, planned: Container[PatchKey]) -> bool:
+        """A strip has the planned patches and no others; whether that is news."""
+        known = self._slides.get(slide, {})
+        gone = [key for key in known if key.strip == strip and key not in planned]
+        for key in gone:
+            del known[key]
+        return bool(gone)
 
     def missing(self, slide: SlideKey, planned: list[PatchKey]) -> list[PatchKey]:
         """Those of the planned ones that are not counted."""

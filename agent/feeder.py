@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from agent.batching import Batch, Batcher
 from agent.handover import CancelToken, Handover, Wakeup
-from agent.intake import PatientClosed, SlideClosed, Told
+from agent.intake import PartRead, PatientClosed, SlideClosed, Told
 from agent.ledger_records import FileStanding
 from agent.reader import Reader
 from agent.topics import Message
@@ -88,7 +88,7 @@ class Feeder:
                 self._put(self._batcher.add(item, self._clock()))
                 self._flush_due()
             else:
-                if isinstance(item, SlideClosed | PatientClosed | FileStanding):
+                if isinstance(item, PartRead | SlideClosed | PatientClosed | FileStanding):
                     self._flush()  # a final speaks after its last patch, and no file counts as read before its own
                 self._outbox.put(item)
             if self._token.stopping.is_set():

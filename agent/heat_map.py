@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from agent.ledger_records import CountedPatch
+from agent.ledger_records import RETRACTED, CountedPatch
 from agent.results import SlidePatches
 from models.contract import SlideKey, by_slide
 from models.profile import Profile
@@ -74,7 +74,8 @@ class HeatMap:
         payloads = []
         for slide, keys in by_slide(outcome).items():
             patches = [outcome[key] for key in keys]
-            after = self._told[slide] + len(keys)
+            here = sum(row.rejected != RETRACTED for row in patches)
+            after = self._told[slide] + here
             after = after if seen is None else min(after, seen(slide))
             reasons = tuple(sorted({row.rejected for row in patches if row.rejected is not None}))
             payloads.append(
@@ -87,7 +88,7 @@ class HeatMap:
                     reasons=reasons,
                     size_px=self._layout.size_px,
                     stride_px=self._layout.stride_px,
-                    before=after - len(keys),
+                    before=max(0, after - here),
                     strip=tuple(key.strip for key in keys),
                     x=tuple(key.x for key in keys),
                     y=tuple(key.y for key in keys),

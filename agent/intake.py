@@ -12,7 +12,7 @@ from typing import Protocol
 from agent.acquisition import State
 from agent.ledger_records import FileStanding
 from agent.watch import Changes
-from models.contract import ModelInput, SlideKey
+from models.contract import ModelInput, Part, PatchKey, SlideKey
 
 
 class Folder(Protocol):
@@ -46,6 +46,14 @@ class Progress:
     """Monotonic seconds."""
     live: bool = True
     """Something arrived since the agent started; False for what lay in the folder already."""
+
+
+@dataclass(frozen=True)
+class PartRead:
+    """A part is whole: it has these patches and no others, whatever was counted of it when it had another shape."""
+
+    part: Part
+    keys: frozenset[PatchKey]
 
 
 @dataclass(frozen=True)
@@ -83,4 +91,4 @@ class Problem:
     """Size and mtime of the file that it speaks of: what tells it from the same problem of other bytes."""
 
 
-Told = ModelInput | Progress | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding
+Told = ModelInput | Progress | PartRead | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding

@@ -5,13 +5,14 @@ Part of the ledger; knows no message.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.ledger_file import explained
-from agent.ledger_records import CountedPatch
+from agent.ledger_records import RETRACTED, CountedPatch
 from models.contract import PatchKey, SlideKey
 from models.domain import MARKS, Marks
 
@@ -24,6 +25,7 @@ _COUNT = """
 _PUT = """
     INSERT INTO patches VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET outcome = excluded.outcome,
     pixels = excluded.pixels WHERE pixels <> excluded.pixels"""
+_RETRACT = "DELETE FROM patches WHERE slide_id = ? AND strip = ? AND x = ? AND y = ?"
 
 
 class LedgerPatches:
@@ -46,20 +48,19 @@ class LedgerPatches:
             return int(self._db.execute(_COUNT, (profile_sha256, *slide)).fetchone()[0])
 
     def put(self, profile_sha256: str, patches: tuple[CountedPatch, ...]) -> None:
-        """Write patches; one that is there already stays as it is, unless its pixels are others now.
+        """Write patches; one that is there already stays, unless its pixels are others now or it is retracted.
 
         Those of a slide that was pruned are left out: half of a slide would be taken for all of it after a restart.
         """
         of = {patch.key.of_slide for patch in patches}
         slides = {slide: self._slide_id(profile_sha256, slide) for slide in of}
-        self._db.executemany(
-            _PUT,
-            [
-                (slides[patch.key.of_slide], patch.key.strip, patch.key.x, patch.key.y, _encode(patch), patch.pixels)
-                for patch in patches
-                if slides[patch.key.of_slide] is not None
-            ],
-        )
+        kept = [patch for patch in patches if slides[patch.key.of_slide] is not None]
+        for is_retracted, group in itertools.groupby(kept, lambda patch: patch.rejected == RETRACTED):
+            rows = [(slides[patch.key.of_slide], *patch.key[2:], patch) for patch in group]
+            if is_retracted:
+                self._db.executemany(_RETRACT, [place for *place, _ in rows])
+            else:
+                self._db.executemany(_PUT, [(*place, _encode(patch), patch.pixels) for *place, patch in rows])
 
     def drop(self, patients: Iterable[str]) -> int:
         """Remove the patches of these patients under every profile, for good, and return how many went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,8 @@ from models.contract import PatchKey, SlideKey
 from models.domain import Marks
 
 Outcome = Literal["whole", "changed", "refused", "duplicate"]
+RETRACTED = "retracted"
+"""Instead of a reason why a patch was rejected: it was counted, and its slide does not have it any more."""
 
 
 class CountedPatch(NamedTuple):
@@ -19,6 +22,7 @@ class CountedPatch(NamedTuple):
     values: tuple[int, ...] | None
     """[K] fixed-point probabilities, signed 64 bit."""
     rejected: str | None
+    """Why it is not used; RETRACTED takes it out of the count."""
     marks: Marks | None = None
     """How a used patch is unlike the profile's reference; None when it was not compared."""
     pixels: int | None = None
@@ -82,6 +86,12 @@ class FinalRow:
     def is_finished_slide(self) -> bool:
         """Whether this slide's files need not be read again after a restart."""
         return self.scope == "slide" and self.state == "complete" and self.expected is not None
+
+    @property
+    def seen(self) -> int:
+        """Patches that a slide's final speaks of, apart from those that never came."""
+        tally = json.loads(self.tally)
+        return int(tally["used"] + sum(tally["rejected"].values()))
 
     @property
     def of_slide(self) -> SlideKey:

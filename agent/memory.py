@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import structlog
@@ -28,6 +29,7 @@ class Memory:
 
     @property
     def finished(self) -> list[SlideKey]:
-        """Slides whose files need not be read again."""
-        slides = [row.of_slide for row in self.finals if row.is_finished_slide]
-        return [slide for slide in slides if slide not in self.reopened]
+        """Slides whose files need not be read again: nothing was counted or taken back since their last final."""
+        counted = Counter(row.key.of_slide for row in self.patches)
+        finished = [row for row in self.finals if row.is_finished_slide and row.of_slide not in self.reopened]
+        return [row.of_slide for row in finished if counted[row.of_slide] in (0, row.seen)]

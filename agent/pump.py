@@ -5,7 +5,8 @@ It knows how the channels of a part belong together; which files there are, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -45,11 +46,18 @@ class Pump:
         self._slice = slice_bytes
         self._beat = beat
 
-    def drain(self, arrival: Arrival, now: float, *, live: bool) -> Iterator[Told]:
-        """Read the part's files in turns until they give nothing more; `live`: they came since the start."""
-        progress = True
+    def drain(
+        self, arrival: Arrival, now: float, *, live: bool, most_turns: float = math.inf
+    ) -> Generator[Told, None, bool]:
+        """Read the part's files in turns until they give nothing more; `live`: they came since the start.
+
+        True after `most_turns` turns, when they may have more to give.
+        """
+        turns, progress = 0, True
         while progress:
-            progress = False
+            if turns >= most_turns:
+                return True
+            turns, progress = turns + 1, False
             for source in arrival.active():
                 before, was_whole = source.reading, bool(source.sha256)
                 try:
@@ -82,7 +90,10 @@ class Pump:
         arrival.rest_reserves()
         if arrival.complete:
             arrival.freed = True
+            if (keys := frozenset(self._assembler.planned(arrival.part))) and not arrival.part.is_one_patch:
+                yield from self._roster.settle(arrival.part, keys)
             yield from self._roster.part_done(arrival.part)
+        return False
 
     def examine(self, arrival: Arrival, now: float) -> Iterator[Told]:
         """A part whose files have settled: was it read from what stands there now? If not, read it again.

@@ -136,7 +136,8 @@ class Reader:
             self._beat()
             live = path not in self._old and not self._backlog.was_overtaken
             yield from self._visits.visit(path, now, live=live)
-            self._old.discard(path)
+            if path not in self._visits.again:
+                self._old.discard(path)
             self._settling.note(path, now)
             while self._visits.again:
                 yield from self._queue(self._visits.again.pop(0), now)

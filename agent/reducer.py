@@ -18,8 +18,9 @@ from agent.batching import Batch
 from agent.engine import Engine, predict_padded
 from agent.engine.isolation import FAILED, Isolation
 from agent.errors import EngineError
-from agent.intake import Progress
+from agent.intake import PartRead, Progress
 from agent.ledger import CountedPatch, FinalRow
+from agent.ledger_records import RETRACTED
 from models.calibration import CalibrationInputError, calibrate
 from models.contract import ModelInput, Prediction, SlideKey
 from models.domain import Marks, Reference, marks
@@ -105,10 +106,9 @@ class Reducer:
                 record = self.slide(row.of_slide)
                 record.state, record.done, record.expected = State(row.state), row.done, row.expected
                 tally = json.loads(row.tally)
-                said = tally["used"] + sum(tally["rejected"].values())
-                if record.tally.counts.seen <= said:  # else some that had not come have come since
+                if record.tally.counts.seen <= row.seen:  # else some that had not come have come since
                     record.unformed = json.loads(row.unformed)
-                if not known and said:
+                if not known and row.seen:
                     # Its patches were pruned: what they amounted to still belongs to the patient.
                     counts = Counts(tally["used"], tally["rejected"])
                     judged, borne = tally.get("judged", 0), tally.get("marks", {})
@@ -153,6 +153,15 @@ class Reducer:
         self.total = self.total.plus(Counts(len(new) - why.total(), dict(why)))
         self.corrected += len(counted) - len(new)
         return [row for row, _ in counted]
+
+    def settle(self, read: PartRead) -> list[CountedPatch]:
+        """A part was read to its end: returns what does not count any more."""
+        tally = self._tally(read.part.slide)
+        gone = [key for key in tally.of_strip(read.part.strip) if key not in read.keys]
+        self.corrected += len(gone)
+        for key in gone:
+            tally.retract(key)
+        return [CountedPatch(key, None, RETRACTED) for key in gone]
 
     def _answers(self, x_NCHW: NDArray[np.uint16]) -> list[_Answer]:
         prediction = predict_padded(self.engine, x_NCHW)
@@ -200,12 +209,15 @@ class Reducer:
         return are_left
 
     def _count(self, row: CountedPatch) -> Counting:
-        record = self.slide(row.key.of_slide)
-        tally = record.tally if record.anew is None else record.anew
+        tally = self._tally(row.key.of_slide)
         if row.rejected is not None:
             return tally.reject(row.key, row.rejected, row.pixels)
         assert row.values is not None
         return tally.use(row.key, row.values, row.marks, row.pixels)
+
+    def _tally(self, key: SlideKey) -> Tally:
+        record = self.slide(key)
+        return record.tally if record.anew is None else record.anew
 
     def combine(self, records: list[SlideRecord]) -> Posterior:
         """The posterior over the patches of these slides; announced patches that never came count as rejected."""

@@ -6,16 +6,14 @@ Decides completion: by the format first (all parts seen), by silence second. Pur
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from agent.acquisition import Acquisition, Happening, State
 from agent.arrivals import Arrival
 from agent.arriving import ArrivingSlide, longest_at_rest
 from agent.counted import Counted
-from agent.intake import PatientClosed, SlideClosed, Told
+from agent.intake import PartRead, PatientClosed, SlideClosed, Told
 from agent.patience import Patience
-from agent.source import Reading
 from models.contract import Assembler, Part, PatchKey, SlideKey
 from models.posterior import Counting
 
@@ -119,7 +117,7 @@ class Roster:
         slide = self._slides[part.slide]
         if parts is not None:
             slide.expected[part] = parts
-            slide.acquisition.expected = max(slide.expected.values())
+            slide.acquisition.expect(max(slide.expected.values()))
         yield from slide.tell()
 
     def part_done(self, part: Part) -> Iterator[Told]:
@@ -136,6 +134,13 @@ class Roster:
         else:
             yield from slide.tell()
 
+    def settle(self, part: Part, keys: frozenset[PatchKey]) -> Iterator[Told]:
+        """A part was read to its end: what was counted of it when it had another shape does not count any more."""
+        slide = self._slides[part.slide]
+        if all(other.strip != part.strip or other == part for other in slide.acquisition.parts):
+            slide.corrected |= self._counted.retract(part.slide, part.strip, keys)
+            yield PartRead(part, keys)
+
     def say_corrected(self, key: SlideKey) -> Iterator[Told]:
         """Patches were corrected after a final had been asked for: another one is due."""
         slide = self._slides[key]
@@ -145,8 +150,7 @@ class Roster:
     def lost(self, part: Part) -> Iterator[Told]:
         """A file of a part is gone; a slide that has no file left is abandoned."""
         slide = self._slides[part.slide]
-        gone = all(s.reading is Reading.GONE for arrival in slide.arrivals.values() for s in arrival.files())
-        if gone and slide.acquisition.state not in (State.COMPLETE, State.ABANDONED):
+        if slide.is_gone and slide.acquisition.state not in (State.COMPLETE, State.ABANDONED):
             slide.acquisition.happen(Happening.REMOVED)
             yield from self._close(slide)
 
@@ -235,13 +239,8 @@ class Roster:
     def _close(self, slide: ArrivingSlide) -> Iterator[Told]:
         slide.acquisition.closed = True
         yield from slide.tell()
-        unformed: Counter[str] = Counter()
-        for arrival in slide.arrivals.values():
-            if arrival.part not in slide.acquisition.done:
-                missing = self._unformed(slide, arrival.part)
-                unformed.update({arrival.why_unformed(): len(missing)} if missing else {})
         slide.corrected = False
-        yield SlideClosed(slide.acquisition.slide, dict(sorted(unformed.items())))
+        yield SlideClosed(slide.acquisition.slide, slide.unformed(lambda part: len(self._unformed(slide, part))))
         if slide.acquisition.slide.patient not in self._open:
             yield PatientClosed(slide.acquisition.slide.patient)  # what was said of the patient may be corrected, too
 

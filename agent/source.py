@@ -62,6 +62,8 @@ class Source:
         self._settled_tried = False
         self._changed_to: tuple[tuple[int, ...], float] | None = None
         """How a refused file stands since it changed, and since when."""
+        self._judged_twice: tuple[int, ...] | None = None
+        """How a refused file stood when it was read a second time, since it had changed during the first."""
         self.caution: int | None = None
         """Where it belongs to a finished slide: so many times as long it must be quiet before it is compared."""
         self.retry_at = -math.inf
@@ -105,8 +107,13 @@ class Source:
             return change, events
 
     def refuse(self) -> None:
-        """The file cannot be used: it is no such image, or its shape fits nothing."""
+        """The file cannot be used: it is no such image, or its shape fits nothing.
+
+        If it may have been changed while it was read, that is found out once it has settled.
+        """
         self.reading = Reading.REFUSED
+        if not self.is_as_read and self._judged_twice != self.tail.seen:
+            self._changed_to = self.tail.seen, self.tail.changed_at
 
     def settles_in_s(self, now: float, settle_s: float) -> float | None:
         """Seconds until the file counts as settled; None when that would give nothing more to read."""
@@ -136,15 +143,18 @@ class Source:
     def reconsider(self, now: float, settle_s: float) -> bool:
         """Look whether a refused file is another one by now: it is read again once it has settled; True then."""
         stands = self.tail.stands()
-        if stands is None or stands == self.tail.seen:
+        is_same = stands == self.tail.seen
+        if stands is None or (is_same and (self.is_as_read or self._judged_twice == stands)):
             self._changed_to = None
             return False
         if self._changed_to is None or self._changed_to[0] != stands:
             self._changed_to = stands, now
         if now - self._changed_to[1] < settle_s:
             return False
-        self.reading = Reading.GROWING
+        told = self.reported.copy() if is_same else set()
+        self.reading, self._judged_twice = Reading.GROWING, stands
         self.restart()
+        self.reported |= told
         return True
 
     @property

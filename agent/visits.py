@@ -25,6 +25,8 @@ from agent.pump import Pump
 from agent.roster import Roster
 from agent.source import Reading, Source
 
+MOST_TURNS = 4
+"""So many slices are read of a part's files at one look; then something newer may go first."""
 MOST_SOURCES = 1000
 """So many files are remembered before it is looked which of them need not be."""
 
@@ -104,7 +106,9 @@ class Visits:
         arrival.add(source)
         for reserve in arrival.reserves():
             yield from self._pump.duplicate(reserve)
-        yield from self._pump.drain(arrival, now, live=live)
+        if (yield from self._pump.drain(arrival, now, live=live, most_turns=MOST_TURNS)):
+            self.again.append(path)
+            return
         if self._examine:
             yield from self._pump.examine(arrival, now)
             self._close_examined(arrival)

@@ -18,7 +18,7 @@ from agent.ended import EndedPatients
 from agent.engine.isolation import FAILED, FAILED_DETAIL
 from agent.errors import EngineError
 from agent.handover import Handover
-from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened
+from agent.intake import PartRead, PatientClosed, Problem, Progress, SlideClosed, SlideReopened
 from agent.ledger import CountedPatch, FileStanding, FinalRow, Record
 from agent.measures import EngineMeasures
 from agent.reducer import Reducer
@@ -27,7 +27,7 @@ from agent.results import Latency
 from agent.topics import CURRENT_EXPIRY_S, Message
 from models.contract import SlideKey, by_slide
 
-Work = Batch | Progress | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding | Message
+Work = Batch | Progress | PartRead | SlideClosed | SlideReopened | PatientClosed | Problem | FileStanding | Message
 """A message goes on behind what was said of the work before it."""
 RENEW_S = CURRENT_EXPIRY_S / 3
 """While bytes arrive, `current` is said again after this, so that it expires only when nothing arrives."""
@@ -100,6 +100,8 @@ class Worker:
                 self._infer(work)
             case Progress():
                 self._follow(work)
+            case PartRead():
+                self._note(self._reducer.settle(work))
             case SlideClosed():
                 self._close_slide(work)
             case PatientClosed():
@@ -138,11 +140,14 @@ class Worker:
         for row in rows:
             if row.values is not None:
                 self.measures.recent.add(row.values, row.marks)
-        self._rows += rows
-        self._changed |= {row.key.of_slide for row in rows}
+        self._note(rows)
         for slide, keys in by_slide(row.key for row in rows if row.rejected == FAILED).items():
             if self._reducer.of_slide(slide).counts.rejected.get(FAILED) == len(keys):  # the slide's first ones
                 self._alert(Problem(FAILED, FAILED_DETAIL, slide))
+
+    def _note(self, rows: list[CountedPatch]) -> None:
+        self._rows += rows
+        self._changed |= {row.key.of_slide for row in rows}
 
     def _alert(self, problem: Problem) -> None:
         slide = problem.slide.slide if problem.slide else None

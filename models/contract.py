@@ -46,6 +46,11 @@ class Part(NamedTuple):
     origin: tuple[int, int] = (0, 0)
     """(x, y) of a finished patch, pixels."""
 
+    @property
+    def is_one_patch(self) -> bool:
+        """Whether it shares its strip with others."""
+        return self.kind == "patch"
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -123,6 +123,17 @@ class Tally:
         """Count a patch as seen but not used."""
         return self._put(key, _Outcome(None, reason, None, pixels))
 
+    def retract(self, key: PatchKey) -> Counting:
+        """Forget a patch that the slide does not have any more."""
+        if (before := self._outcomes.pop(key, None)) is None:
+            return Counting.SAME
+        self._weigh(before, -1)
+        return Counting.CORRECTED
+
+    def of_strip(self, strip: int) -> list[PatchKey]:
+        """Patches counted of one strip; none once it is frozen."""
+        return [key for key in self._outcomes if key.strip == strip]
+
     def _put(self, key: PatchKey, outcome: _Outcome) -> Counting:
         before = self._outcomes.get(key)
         if self._frozen is not None or (before is not None and not differ(before.pixels, outcome.pixels)):

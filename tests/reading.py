@@ -16,9 +16,10 @@ from agent.formats import Limits
 from agent.formats.detect import open_parser
 from agent.identity import Plain
 from agent.imager import Layout, plan
-from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened, Told
+from agent.intake import PartRead, PatientClosed, Problem, Progress, SlideClosed, SlideReopened, Told
 from agent.layouts import Layouts
 from agent.ledger import CountedPatch, FileStanding
+from agent.ledger_records import RETRACTED
 from agent.naming import NamingSettings, rules_of
 from agent.patience import Patience
 from agent.reader import Reader
@@ -104,6 +105,9 @@ class Bench:
                 self.problems.append(told)
             elif isinstance(told, FileStanding):
                 self.files[told.file_id] = told
+            elif isinstance(told, PartRead):
+                self._run(self.batcher.flush())
+                self._write(self.reducer.settle(told))
             elif isinstance(told, SlideReopened):
                 self.reopened.append(told.slide)
                 self.reducer.reopen(told.slide)
@@ -126,8 +130,12 @@ class Bench:
 
     def _run(self, batch: Batch | None) -> None:
         if batch is not None:
-            rows = {row.key: row for row in self.reducer.run(batch)}
-            self.ledger[:] = [row for row in self.ledger if row.key not in rows] + list(rows.values())
+            self._write(self.reducer.run(batch))
+
+    def _write(self, counted: Iterable[CountedPatch]) -> None:
+        rows = {row.key: row for row in counted}
+        now = [row for row in rows.values() if row.rejected != RETRACTED]
+        self.ledger[:] = [row for row in self.ledger if row.key not in rows] + now
 
 
 def at_once(folder: Path, files: dict[PurePosixPath, bytes]) -> dict[SlideKey, Outcome]:

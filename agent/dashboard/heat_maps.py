@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agent.ledger_records import RETRACTED
 from agent.results import SlidePatches
 
 MAX_CELLS = 20_000
@@ -56,8 +57,10 @@ class HeatMap:
 
     def add(self, patches: SlidePatches, serials: Iterator[int]) -> None:
         """Take the cells; one that is known is replaced."""
-        self.told = max(self.told, patches.before + len(patches.strip))
-        codes = [self._code(reason) for reason in patches.reasons]
+        gone = {-1 - at for at, reason in enumerate(patches.reasons) if reason == RETRACTED}
+        told = patches.before + sum(code not in gone for code in patches.predicted)
+        self.told = told if gone else max(self.told, told)
+        codes = [0 if reason == RETRACTED else self._code(reason) for reason in patches.reasons]
         rows = zip(patches.strip, patches.x, patches.y, patches.predicted, patches.confidence, strict=True)
         for strip, x, y, predicted, confidence in rows:
             left = strip * self.stride_px + x
@@ -66,9 +69,15 @@ class HeatMap:
             self.serial = next(serials)
             code = predicted if predicted >= 0 else codes[-1 - predicted]
             self.cells.pop((strip, x, y), None)
+            if predicted in gone:
+                continue
             self.cells[strip, x, y] = (self.serial, left, y, code, confidence)
         while len(self.cells) > MAX_CELLS:
             del self.cells[next(iter(self.cells))]
+        if gone:
+            self.begun = next(serials)
+            self.cells = {place: (next(serials), *cell[1:]) for place, cell in self.cells.items()}
+            self.serial = next(serials)
 
     def after(self, serial: int) -> list[Cell]:
         """The cells that came after that serial number, oldest first."""

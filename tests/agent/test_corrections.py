@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,7 +18,7 @@ from agent.formats import Limits
 from agent.formats.detect import open_parser
 from agent.handover import CancelToken, Handover, Wakeup
 from agent.identity import Plain
-from agent.imager import dicom_strip
+from agent.imager import dicom_strip, tiff_two_pages
 from agent.intake import PatientClosed, SlideClosed
 from agent.layouts import Layouts
 from agent.ledger_records import FileStanding
@@ -319,6 +320,27 @@ def test_the_newest_slide_goes_first(tmp_path: Path) -> None:
     assert not [told for told in bench.closed if isinstance(told, PatientClosed)], "old files end nobody"
 
 
+def test_a_large_old_file_does_not_hold_up_a_new_slide(bed: Bed) -> None:
+    """A mosaic from before is being read when a slide arrives: that one is read first, the rest of the mosaic then,
+    and only what arrives is on the table."""
+    old, bed.folder.busy = PurePosixPath("OLD/1/mosaic.tif"), True
+    path = bed.folder.folder / old
+    path.parent.mkdir(parents=True)
+    path.write_bytes(tiff_two_pages(np.random.default_rng(0).integers(3_000, 20_000, (2, 3000, 3000)).astype("<u2")))
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    bed.folder.touched.append(str(old))
+    bed.take(bed.reader.poll(bed.now))
+    assert len(bed.ledger) < 100 and bed.reader.behind
+    begun = len(bed.ledger)
+    for name, content in slide_files("strips-b", "1").items():
+        (bed.folder.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (bed.folder.folder / name).write_bytes(content)
+    bed.turn(*map(str, slide_files("strips-b", "1")))
+    assert [row.key.patient for row in bed.ledger[begun : begun + 42]] == ["PAT"] * 42
+    assert Counter(row.key.patient for row in bed.ledger) == {"PAT": 42, "OLD": 100}
+    assert {told.slide.patient for told in bed.progress if told.live} == {"PAT"}
+
+
 def test_a_strip_of_another_height_replaces_its_slide(bed: Bed) -> None:
     """A file of a complete slide replaced by one of another height: the alert says so, the agent goes on."""
     files = slide_files("strips-b", "1")
@@ -334,22 +356,47 @@ def test_a_strip_of_another_height_replaces_its_slide(bed: Bed) -> None:
     assert len({row.key for row in bed.ledger}) == len(bed.ledger)
 
 
-@pytest.mark.parametrize(("first", "in_place"), [(0, True), (0, False), (1, False)])
-def test_a_rescan_of_another_height_takes_the_slides_place(bed: Bed, first: int, in_place: bool) -> None:
-    """One channel after the other becomes one of 4000 rows: no crash on the way, and every new patch counts."""
-    for name, content in slide_files("strips-b", "1").items():
+def _scan(height: int, seed: int) -> dict[PurePosixPath, bytes]:
+    """The pair of files of one strip, so many rows high."""
+    names = [PurePosixPath("PAT/1/strips/CH2/IMG00006.dcm"), PurePosixPath("PAT/1/strips/CH3/IMG00007.dcm")]
+    pixels = np.random.default_rng(seed).integers(3_000, 20_000, (height, 1000)).astype(np.uint16)
+    return {
+        name: dicom_strip(pixels, accession="PAT", container="1", instance_number=int(name.stem[3:]))
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("between", ["nothing", "seconds", "its patient ends", "a restart"])
+@pytest.mark.parametrize("is_in_place", [True, False])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("before", "after"), [(2000, 4000), (4000, 2000)])
+def test_a_rescan_of_another_height_takes_the_strips_place(
+    bed: Bed, tmp_path: Path, before: int, after: int, first: int, is_in_place: bool, between: str
+) -> None:
+    """One channel after the other, in place or as another file, at once or later: in the end the strip counts with
+    the patches of its new shape, and with none of its old one's."""
+    files = {**slide_files("strips-b", "1"), **_scan(before, 1)}
+    for name, content in files.items():
         bed.put(name, content)
     bed.turn(seconds=2)
-    pair = [PurePosixPath("PAT/1/strips/CH2/IMG00006.dcm"), PurePosixPath("PAT/1/strips/CH3/IMG00007.dcm")]
-    taller = np.random.default_rng(0).integers(3_000, 20_000, (4000, 1000)).astype(np.uint16)
-    for name in pair if first == 0 else pair[::-1]:
-        if not in_place:
-            (bed.folder.folder / name).unlink()
-        bed.put(name, dicom_strip(taller, accession="PAT", container="1", instance_number=int(name.stem[3:])))
-        bed.turn(seconds=2)
     bed.turn(seconds=2)
-    assert {row.key.y for row in bed.ledger if row.key.strip == 6} >= {3600, 3700}
-    assert len({row.key for row in bed.ledger}) == len(bed.ledger)
+    if between == "its patient ends":
+        bed.turn(seconds=QUIET_S)
+    rescan = _scan(after, 2)
+    for name in list(rescan)[:: 1 if first == 0 else -1]:
+        if not is_in_place:
+            (bed.folder.folder / name).unlink()
+        bed.put(name, rescan[name])
+        bed.turn(seconds=0 if between == "nothing" else 2)
+    if between == "a restart":
+        bed.restart()
+    for seconds in (2, 2, 40, 40, QUIET_S):
+        bed.turn(seconds=seconds)
+    whole = expected(tmp_path, {**files, **rescan})
+    assert bed.outcomes()[SLIDE].posterior == whole
+    assert len({row.key for row in bed.ledger}) == len(bed.ledger) == bed.outcomes()[SLIDE].posterior.counts.seen
+    final = bed.said["slide", "PAT", "1"]
+    assert final["counts"]["seen"] == len(bed.ledger)
 
 
 def test_a_file_that_goes_before_its_turn_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from agent.heat_map import LEAST_PATCHES, QUIET_S, Gathering, HeatMap
 from agent.ledger import CountedPatch
+from agent.ledger_records import RETRACTED
 from models.contract import PatchKey, SlideKey
 from tests.fakes import fake_profile
 
@@ -97,3 +98,16 @@ def test_a_corrected_patch_is_no_further_patch() -> None:
         (payload,) = heat_map.tell(rows, stamp, seen.__getitem__)
         told |= dict.fromkeys(zip(payload.strip, payload.x, payload.y, strict=True), 0)
         assert payload.before + len(rows) == len(told) == counted
+
+
+def test_what_is_retracted_is_no_patch() -> None:
+    """It is told, and counts neither as another patch nor below none; the next message goes on from what is left."""
+    heat_map, patches = HeatMap(fake_profile()), strip(51)
+    heat_map.tell(patches, stamp)
+    gone = [CountedPatch(row.key, None, RETRACTED) for row in patches[10:]]
+    (told,) = heat_map.tell(gone, stamp, seen=lambda slide: 10)
+    assert (told.before, told.reasons, set(told.predicted)) == (10, (RETRACTED,), {-1})
+    (told,) = heat_map.tell(strip(56)[:5], stamp, seen=lambda slide: 15)
+    assert told.before == 10
+    (told,) = heat_map.tell(gone[:1] + strip(61)[:1], stamp, seen=lambda slide: 0)
+    assert told.before == 0

@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from agent.errors import LedgerError
 from agent.ledger import LATE_S, RETAINED_KEPT, CountedPatch, FinalRow, Ledger, Record
 from agent.ledger_marker import marker_of
+from agent.ledger_records import RETRACTED
 from agent.topics import Message
 from models.contract import PatchKey, SlideKey
 from models.domain import MARKS
@@ -71,7 +72,7 @@ _patches = st.builds(
     CountedPatch,
     st.builds(PatchKey, _names, _names, st.integers(0, 2), st.integers(0, 3), st.just(0)),
     st.none(),
-    st.sampled_from(["empty", "blood", ""]),
+    st.sampled_from(["empty", "blood", "", RETRACTED]),
     st.none(),
     _pixels,
 )
@@ -130,6 +131,9 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     def _model_patch(self, profile: str, new: CountedPatch) -> None:
         counted = self.patches[profile]
+        if new.rejected == RETRACTED:
+            counted.pop(new.key, None)
+            return
         old = counted.get(new.key)
         changed = old is not None and None not in (old.pixels, new.pixels) and old.pixels != new.pixels
         if (old is None or changed) and (profile, new.key.of_slide) not in self.pruned:

@@ -22,15 +22,16 @@ from agent.ended import KEPT_INCOMPLETE, KEPT_PATIENTS, EndedPatients
 from agent.engine import Engine
 from agent.errors import EngineError, FormatError
 from agent.handover import CancelToken, Handover
-from agent.intake import PatientClosed, Problem, Progress, SlideClosed
+from agent.intake import PartRead, PatientClosed, Problem, Progress, SlideClosed
 from agent.ledger import CountedPatch, FinalRow, Record
+from agent.ledger_records import RETRACTED
 from agent.measures import EngineMeasures
 from agent.messages import EngineRef
 from agent.reducer import Reducer
 from agent.reporter import LOOK_AT, Reporter, Speaker
 from agent.topics import CURRENT_EXPIRY_S, Message, Topics
 from agent.worker import RENEW_S, Work, Worker
-from models.contract import ModelInput, PatchKey, Prediction, SlideKey
+from models.contract import ModelInput, Part, PatchKey, Prediction, SlideKey
 from models.domain import MARKS, Marks, Reference, marks
 from models.posterior import to_fixed
 from models.profile import LoadedProfile
@@ -170,6 +171,19 @@ def slow_posterior(numbers: Iterable[int]) -> NDArray[np.float64]:
 
 
 # Posteriors
+
+
+def test_a_strip_of_another_shape_takes_back_what_it_has_no_more() -> None:
+    """Patches of other places count no more, in the posterior and in the ledger; those of other strips do."""
+    room = EngineRoom()
+    room.work(batch(range(4)), Batch((), (Rejected(PatchKey(*SLIDE, 1, 0, 0), "empty"),)))
+    kept = frozenset(patch(number).key for number in (0, 1))
+    (record,) = room.work(PartRead(Part(SLIDE, "strip", 0), kept))
+    assert {row.key: row.rejected for row in record.patches} == {patch(n).key: RETRACTED for n in (2, 3)}
+    last = room.said("slide.posterior")[-1]
+    assert last["counts"] == {"seen": 3, "used": 2, "rejected": {"empty": 1}}
+    assert last["probabilities"] == pytest.approx(slow_posterior(range(2)))
+    assert room.reducer.corrected == 2
 
 
 def test_a_posterior_is_the_mean_of_its_patches() -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from agent.intake import PatientClosed, SlideClosed, SlideReopened, Told
 from agent.ledger import FinalRow
+from agent.memory import Memory
 from agent.messages import EngineRef
 from agent.reporter import Reporter, Speaker
 from agent.results import Latency
@@ -52,8 +53,8 @@ class Ward(Bench):
 
     def restart(self, finished: Iterable[SlideKey] = ()) -> None:
         """Start again, as the pipeline does."""
-        slides = [row.of_slide for row in self.finals.values() if row.is_finished_slide]
-        super().restart([slide for slide in slides if slide not in self.marks])
+        memory = Memory(self.ledger, list(self.finals.values()), list(self.files.values()), self.marks)
+        super().restart(memory.finished)
         self.reducer.resume(self.finals.values())
         self.reporter = Reporter(self.reducer, SPEAKER, self.finals.values())
 

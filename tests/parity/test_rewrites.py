@@ -8,17 +8,19 @@ before the last one.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.imager import Layout
+from agent.imager import Layout, plan
 from tests.parity.test_restarts import Ward
 from tests.reading import slide_files
 
@@ -37,13 +39,26 @@ def other(content: bytes) -> bytes:
     return content[:at] + bytes(255 - byte for byte in content[at : at + 20_000]) + content[at + 20_000 :]
 
 
+@functools.cache
+def rescan(layout: Layout) -> Files:
+    """The files of the first strip, scanned again with twice as many rows; none where there are no strips."""
+    if "strip" not in layout:
+        return {}
+    chance = np.random.default_rng(77)
+    strips = [chance.integers(3_000, 20_000, (2, height, 1000)).astype(np.uint16) for height in (4000, 2000)]
+    first = [file for file in plan(strips, layout, "PAT", "1") if file.group == 0]
+    return {file.relative: file.content for file in first}
+
+
 class Disk:
     """A slide's files being written by somebody who cannot make up his mind; tells a ward of every change."""
 
-    def __init__(self, ward: Ward, files: Files, chance: random.Random) -> None:
+    def __init__(self, ward: Ward, files: Files, taller: Files, chance: random.Random) -> None:
         self._ward = ward
         self._chance = chance
         self._choices = {name: (content, other(content)) for name, content in files.items()}
+        self._taller = taller
+        """The same strip with more rows; in the end both of its channels have them, or neither."""
         for name in files:
             if name.name in COPIES and chance.random() < 0.3:
                 self._choices[name.with_name(COPIES[name.name])] = self._choices[name]
@@ -118,9 +133,12 @@ class Disk:
         """Every file whole, with one content or the other; a copy is equal to its original."""
         whole: Files = {}
         second = {name: self._chance.random() < 0.5 for name in self._choices}
+        is_taller = self._chance.random() < 0.4
         for name, contents in self._choices.items():
             original = next((o for o, copy in COPIES.items() if copy == name.name), name.name)
             whole[name] = contents[second[name.with_name(original)]]
+            if is_taller:
+                whole[name] = self._taller.get(name.with_name(original), whole[name])
         for name in self._chance.sample(sorted(whole), len(whole)):
             path = self._path(name)
             if not path.exists() or path.read_bytes() != whole[name]:
@@ -129,7 +147,8 @@ class Disk:
 
     def _pick(self) -> tuple[PurePosixPath, bytes]:
         name = self._chance.choice(sorted(self._choices))
-        return name, self._chance.choice(self._choices[name])
+        content = self._chance.choice(self._choices[name])
+        return name, self._taller.get(name, content) if self._chance.random() < 0.3 else content
 
     def _path(self, name: PurePosixPath) -> Path:
         path = self._ward.folder.folder / name
@@ -171,7 +190,7 @@ def test_the_last_word_is_that_of_the_files_as_they_stand(
     afterwards nothing is left to do, also not for the next start."""
     files = dict(sorted(slide_files(layout, "1").items())[:8])
     ward, now = Ward(tmp_path_factory.mktemp("ward") / "watched"), 0.0
-    disk, ward.folder.busy = Disk(ward, files, chance), chance.random() < 0.5
+    disk, ward.folder.busy = Disk(ward, files, rescan(layout), chance), chance.random() < 0.5
     for _ in range(STEPS):
         for _ in range(chance.choice([1, 1, 2, 4])):
             chance.choice(disk.steps)()

@@ -397,6 +397,18 @@ def test_a_screen_is_sent_what_it_lacks() -> None:
     assert screen.board.patches(held, sent)["reset"] and len(held.cells) == 3
 
 
+def test_what_is_retracted_leaves_the_picture() -> None:
+    """The screen begins anew with the cells that are left; nothing is missing then, and no reason names it."""
+    screen = Screen().hear(Screen().agent.patches("p", "s", strip=0, rows=2))
+    (held,) = screen.board.heat_maps
+    sent = held.serial
+    gone: dict[str, Any] = {"reasons": ("retracted",), "predicted": (-1,) * 3, "confidence": (0,) * 3}
+    screen.hear(screen.agent.patches("p", "s", strip=0, rows=1, before=3, **gone))
+    event = screen.board.patches(held, sent)
+    assert event["reset"] and [cell[:2] for cell in event["cells"]] == [(0, 300), (300, 300), (600, 300)]
+    assert (event["known"], event["reasons"], held.told) == (3, ["empty"], 3)
+
+
 def test_heat_maps_are_bounded_and_the_current_patients_stay() -> None:
     """Four slides, those of other patients go first; 20,000 cells, the oldest go first."""
     screen = Screen().hear(Screen().agent.current("p", "s"), Screen().agent.patches("p", "s", strip=0, rows=1))
