@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-WORKERS ?= auto
+# More than cores: many tests wait for brokers, signals and other processes.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv gcc libc6-dev
 
 .DEFAULT_GOAL := help

@@ -115,6 +115,12 @@ class Pump:
                 source.sha256, source.noted = sha256, None
                 yield self.standing(source, "whole", sha256=sha256)
 
+    def leave(self, arrival: Arrival | None) -> None:
+        """A part was whole, and a file of it is gone: what was counted stands, a second reading is given up."""
+        if arrival is not None and not arrival.freed:
+            self._assembler.forget(arrival.part)
+            arrival.rest()
+
     def hash(self, source: Source, now: float) -> str | None:
         """The file's SHA-256; None when it cannot be told now."""
         try:

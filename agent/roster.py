@@ -226,7 +226,8 @@ class Roster:
         """None of its files needs a look before one of them changes."""
         self._finished.add(key)
         self._counted.forget(key)
-        del self._slides[key]
+        for part in self._slides.pop(key).acquisition.parts:
+            self._assembler.forget(part)
 
     def _fall_silent(self, slide: ArrivingSlide) -> Iterator[Told]:
         acquisition = slide.acquisition

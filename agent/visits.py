@@ -123,11 +123,14 @@ class Visits:
         part = source.placed.part if source.placed else None
         if part is None or not self._holds(source):
             del self._sources[path]
-        if part is None or self._roster.is_finished(part) or self._roster.is_whole(part):
+        if part is None:
             return
-        source.reading = Reading.GONE
+        source.reading, arrival = Reading.GONE, self._roster.held(part)
+        if self._roster.is_whole(part) or self._roster.is_finished(part):
+            self._pump.leave(arrival)
+            return
         yield from self._pump.tell(source, "vanished", "the file was removed before it was complete")
-        if (arrival := self._roster.held(part)) is not None:
+        if arrival is not None:
             arrival.stale |= arrival.is_bound(source)
             yield from self._roster.lost(part)
             yield from self._pump.drain(arrival, now, live=live)  # a copy may serve

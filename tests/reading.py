@@ -26,7 +26,8 @@ from agent.reader import Reader
 from agent.reducer import Reducer
 from models.contract import ModelInput, SlideKey
 from models.posterior import Posterior
-from models.registry import MODALITIES
+from models.srh.config import srh_input
+from models.srh.patches import PatchAssembler
 from tests.fakes import FakeEngine, ToldFolder, fake_profile, fake_reference
 
 LAYOUTS: tuple[Layout, ...] = ("strips-a", "strips-b", "strips-c", "tiff-strip", "tiff-mosaic", "opensrh")
@@ -72,11 +73,12 @@ class Bench:
         profile = fake_profile()
         self.reducer = Reducer(FakeEngine(), profile, self.ledger, fake_reference())
         self.batcher = Batcher(self.reducer.engine.batch_size, 0.05)
+        self.assembler = PatchAssembler(srh_input(profile))
         self.reader = Reader(
             self.folder,
             Layouts(rules_of(NamingSettings()), Plain(), by_tags=True),
             Plain(),
-            MODALITIES["srh"].make_assembler(profile),
+            self.assembler,
             open_parser,
             limits=Limits(),
             patience=Patience(settle_s=1.0),

@@ -105,6 +105,11 @@ class PatchAssembler:
         """See Assembler."""
         self._canvases.pop(part, None)
 
+    @property
+    def held(self) -> int:
+        """Parts whose pixels are held."""
+        return len(self._canvases)
+
     def _parts_of(self, part: Part, height: int) -> int | None:
         if part.kind == "strip":
             return self._spec.strips_by_height[height]

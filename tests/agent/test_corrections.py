@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections import Counter
@@ -428,6 +429,30 @@ def test_what_waits_for_a_number_is_asked_again_in_the_next_turn(tmp_path: Path)
         bench.folder.touched.append(str(name))
         bench.poll(0.1)
     assert len(bench.ledger) == 42
+
+
+@pytest.mark.parametrize("gone", [4, 1])
+@pytest.mark.parametrize("seen_again", [False, True])
+def test_files_that_go_before_they_have_settled_leave_nothing_behind(bed: Bed, gone: int, seen_again: bool) -> None:
+    """An imager that clears its folder at once, perhaps in the middle of a second reading: what was counted stands,
+    and nothing of the slide is held when its patient has ended."""
+    files = slide_files("strips-b", "1")
+    for name, content in files.items():
+        bed.put(name, content)
+    first = bed.said["slide", "PAT", "1"]
+    if seen_again:
+        name = next(iter(files))
+        bed.put(name, changed(files[name], 0.5)[:3_000_000])
+        bed.turn(seconds=2)
+    for name in list(files)[:gone]:
+        (bed.folder.folder / name).unlink()
+    bed.folder.removed += map(str, list(files)[:gone])
+    bed.turn(seconds=0.1)
+    for seconds in (2, QUIET_S, 2, QUIET_S):
+        bed.turn(seconds=seconds)
+    assert bed.assembler.held == 0
+    assert math.isinf(bed.reader.wait_s(bed.now)) or bed.reader.wait_s(bed.now) > 1
+    assert bed.outcomes()[SLIDE].posterior.counts.seen == first["counts"]["seen"] == 42
 
 
 def test_a_slide_whose_patient_ended_at_once_is_still_examined(bed: Bed, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def test_the_last_word_is_that_of_the_files_as_they_stand(
     assert len({row.key for row in ward.ledger}) == len(ward.ledger)
     assert chain_holds(ward.history)
     assert ward.reader.wait_s(now + 6000) > 1
+    assert ward.assembler.held == 0
 
     said, reopened = len(ward.history), len(ward.reopened)
     ward.restart()
