@@ -94,6 +94,14 @@ class Arrival:
                 source.restart()
                 source.reported.add("wrong_shape")  # it is told already
 
+    def doubt_others(self, source: Source) -> None:
+        """A file's shape contradicts another's, whose header may be another one by now: it is asked once more."""
+        assert source.header is not None
+        shape = (source.header.height, source.header.width)
+        for other in {begun for begun in self.begun.values() if begun is not source}:
+            if other.header and (other.header.height, other.header.width) != shape and other.read_header_again():
+                self.unbind(other)
+
     @property
     def must_be_read_again(self) -> bool:
         """Whether files may have changed since their first bytes were read."""

@@ -187,6 +187,7 @@ class Pump:
             return
         if arrival.freed:
             arrival.begin_anew(source)
+        arrival.doubt_others(source)
         if not arrival.begun:
             self._assembler.forget(arrival.part)
         rival = arrival.begun.get(1) if channels == (0,) else None

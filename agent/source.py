@@ -64,6 +64,7 @@ class Source:
         """How a refused file stands since it changed, and since when."""
         self._judged_twice: tuple[int, ...] | None = None
         """How a refused file stood when it was read a second time, since it had changed during the first."""
+        self._header_doubted: tuple[int, ...] | None = None
         self.caution: int | None = None
         """Where it belongs to a finished slide: so many times as long it must be quiet before it is compared."""
         self.retry_at = -math.inf
@@ -105,6 +106,14 @@ class Source:
                 self.refuse()
                 raise self._fault
             return change, events
+
+    def read_header_again(self) -> bool:
+        """Begin anew if the file may have changed since its header was read, once for each state of it; True then."""
+        if self.is_as_read or self._header_doubted == self.tail.seen:
+            return False
+        self._header_doubted = self.tail.seen
+        self.restart()
+        return True
 
     def refuse(self) -> None:
         """The file cannot be used: it is no such image, or its shape fits nothing.
