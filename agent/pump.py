@@ -81,6 +81,8 @@ class Pump:
                     source.restart()  # its header may say another shape by now
                     arrival.reconcile(source)
                     events, progress = [], True
+                if any(isinstance(event, Header) for event in events):
+                    arrival.unbind(source)  # it is read from its first byte on
                 if source.header is not None and not arrival.is_bound(source):
                     yield from self._begin(arrival, source, source.header)
                     progress = True
