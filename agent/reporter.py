@@ -141,6 +141,7 @@ class Reporter:
         counts = posterior.counts
         said = [posterior.probabilities, counts.used, counts.rejected, state.value, posterior.judged, posterior.marks]
         said += decide(posterior, self._reducer.profile, complete=state is State.COMPLETE)
+        said += [parts.done, parts.expected]
         fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         last = self._finals.get((scope, patient, slide))
         if last is not None and last.fingerprint == fingerprint:
