@@ -30,7 +30,7 @@ demo: $(VENV)/.run  ## broker, synthetic imager, agent and live view on this mac
 	$(BIN)/python -m agent demo $(ARGS)
 
 test: $(VENV)/.dev  ## every test
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .

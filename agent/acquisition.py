@@ -97,6 +97,12 @@ class Acquisition:
             self.closed = False
             self.happen(Happening.BYTES)
 
+    def withdraw(self, part: Part) -> None:
+        """A part does not belong to it; those that do are still to say how many there are."""
+        self.parts.discard(part)
+        self.done.discard(part)
+        self.expected = None
+
     @property
     def all_done(self) -> bool:
         """Every expected part is complete."""

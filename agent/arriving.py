@@ -12,7 +12,7 @@ from agent.arrivals import Arrival
 from agent.intake import Problem, Progress
 from agent.patience import Patience
 from agent.source import Reading
-from models.contract import Part, SlideKey
+from models.contract import Part, PatchKey, SlideKey
 
 RETELL_S = 60.0
 """While bytes arrive, a slide's progress is told at least this often, so that `current` can be renewed."""
@@ -72,6 +72,15 @@ class ArrivingSlide:
             if part not in self.acquisition.done:
                 counts[arrival.why_unformed()] += missing(part)
         return dict(sorted((+counts).items()))
+
+    def settle(self, part: Part, keys: frozenset[PatchKey], *, retracted: bool) -> None:
+        """A part has these patches, which took some back; without any it is none of the slide's."""
+        self.corrected |= retracted
+        if keys:
+            return
+        self.arrivals.pop(part, None)
+        self.expected.pop(part, None)
+        self.acquisition.withdraw(part)
 
     @property
     def is_settled(self) -> bool:

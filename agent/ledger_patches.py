@@ -25,6 +25,9 @@ _COUNT = """
 _PUT = """
     INSERT INTO patches VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET outcome = excluded.outcome,
     pixels = excluded.pixels WHERE pixels <> excluded.pixels"""
+_PRUNED = """
+    UPDATE slides SET pruned = 1
+    WHERE patient = ? AND EXISTS (SELECT 1 FROM patches WHERE patches.slide_id = slides.slide_id)"""
 _RETRACT = "DELETE FROM patches WHERE slide_id = ? AND strip = ? AND x = ? AND y = ?"
 
 
@@ -66,9 +69,9 @@ class LedgerPatches:
         """Remove the patches of these patients under every profile, for good, and return how many went."""
         dropped = 0
         for patient in patients:
+            self._db.execute(_PRUNED, (patient,))
             query = "DELETE FROM patches WHERE slide_id IN (SELECT slide_id FROM slides WHERE patient = ?)"
             dropped += self._db.execute(query, (patient,)).rowcount
-            self._db.execute("UPDATE slides SET pruned = 1 WHERE patient = ?", (patient,))
         return dropped
 
     def _slide_id(self, profile_sha256: str, slide: SlideKey) -> int | None:

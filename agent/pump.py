@@ -21,7 +21,7 @@ from agent.patience import Patience
 from agent.roster import Roster
 from agent.source import RETRY_S, OpenParser, Reading, Source
 from agent.tail import Change
-from models.contract import Assembler, Chunk, ModelInput, ShapeError, SlideKey
+from models.contract import Assembler, Chunk, ModelInput, Part, ShapeError, SlideKey
 
 
 class Pump:
@@ -116,6 +116,10 @@ class Pump:
             if arrival.complete and not source.sha256 and (sha256 := self.hash(source, now)) is not None:
                 source.sha256, source.noted = sha256, None
                 yield self.standing(source, "whole", sha256=sha256)
+
+    def forget(self, part: Part) -> None:
+        """Nothing more comes of this part."""
+        self._assembler.forget(part)
 
     def leave(self, arrival: Arrival | None) -> None:
         """A part was whole, and a file of it is gone: what was counted stands, a second reading is given up."""
@@ -220,6 +224,14 @@ class Pump:
         source.refuse()
         yield from self.tell(source, reason, detail)
         yield self.standing(source, "refused", reason=reason, detail=detail)
+
+    def set_aside(self, source: Source, reason: str, detail: str, now: float) -> Iterator[Told]:
+        """A file that is not read, whatever it holds."""
+        if source.reading is not Reading.REFUSED:
+            with suppress(OSError):
+                source.tail.stamp(now)
+            yield from self.refuse(source, reason, detail)
+        source.lie()
 
     def tell(self, source: Source, reason: str, detail: str) -> Iterator[Told]:
         """A problem of a file, once for each content."""

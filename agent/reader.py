@@ -16,6 +16,7 @@ from agent.identity import Naming
 from agent.intake import Folder, Problem, Told
 from agent.layouts import Layouts
 from agent.ledger_records import FileStanding
+from agent.mosaics import Mosaics
 from agent.patience import Patience
 from agent.placing import Placing
 from agent.pump import Pump
@@ -82,6 +83,7 @@ class Reader:
             pump,
             patience,
             ClosedFiles(files),
+            Mosaics({key.of_slide for key in counted or {} if key.strip}),
             examine=examine,
         )
         self._settling = Settling(self._visits.settles_in_s)

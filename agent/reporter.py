@@ -35,6 +35,7 @@ LOOK_AT = {
     "vanished",
     "rewritten",
     "unknown_name",
+    "mixed_kinds",
     "not_readable",
     "waiting",
     "duplicate",

@@ -135,11 +135,10 @@ class Roster:
             yield from slide.tell()
 
     def settle(self, part: Part, keys: frozenset[PatchKey]) -> Iterator[Told]:
-        """A part was read to its end: what was counted of it when it had another shape does not count any more."""
-        slide = self._slides[part.slide]
-        if all(other.strip != part.strip or other == part for other in slide.acquisition.parts):
-            slide.corrected |= self._counted.retract(part.slide, part.strip, keys)
-            yield PartRead(part, keys)
+        """A part has these patches, and no others of an older shape; without any it is no part of its slide."""
+        if (slide := self._slides.get(part.slide)) is not None:
+            slide.settle(part, keys, retracted=self._counted.retract(part.slide, part.strip, keys))
+        yield PartRead(part, keys)
 
     def say_corrected(self, key: SlideKey) -> Iterator[Told]:
         """Patches were corrected after a final had been asked for: another one is due."""

@@ -124,6 +124,10 @@ class Source:
         if not self.is_as_read and self._judged_twice != self.tail.seen:
             self._changed_to = self.tail.seen, self.tail.changed_at
 
+    def lie(self) -> None:
+        """Whatever comes of a refused file, it is not looked at by itself."""
+        self._changed_to = None
+
     def settles_in_s(self, now: float, settle_s: float) -> float | None:
         """Seconds until the file counts as settled; None when that would give nothing more to read."""
         if self.reading is Reading.REFUSED and self._changed_to is not None:

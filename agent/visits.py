@@ -19,14 +19,17 @@ from agent.identity import Naming
 from agent.intake import SlideReopened, Told
 from agent.late_files import LateFiles
 from agent.layouts import IMAGES, Misnumbered, Placed, Unknown, Waiting, may_be_image
+from agent.mosaics import Mosaics
 from agent.patience import Patience
 from agent.placing import Placing
 from agent.pump import Pump
 from agent.roster import Roster
 from agent.source import Reading, Source
+from models.contract import Part
 
 MOST_TURNS = 4
 """So many slices are read of a part's files at one look; then something newer may go first."""
+REPETITION = "this slide is here as scan strips or patches, too: the mosaic shows the same tissue and is not counted"
 MOST_SOURCES = 1000
 """So many files are remembered before it is looked which of them need not be."""
 
@@ -43,6 +46,7 @@ class Visits:
         pump: Pump,
         patience: Patience,
         closed: ClosedFiles,
+        mosaics: Mosaics,
         *,
         examine: bool,
     ) -> None:
@@ -55,6 +59,7 @@ class Visits:
         self._closed = closed
         self._late_files = LateFiles(closed, roster, pump, patience, examine=examine)
         self._examine = examine
+        self._mosaics = mosaics
         self._sources: dict[str, Source] = {}
         self._most_sources = MOST_SOURCES
         self.again: list[str] = []
@@ -87,6 +92,8 @@ class Visits:
             placed = place if isinstance(place, Placed) else None
             self._sources[path] = Source(self._folder / path, self._naming.of("file", path), placed, now)
             self._spare_memory()
+            if placed is not None:
+                yield from self._meet_part(placed.part)
 
     def visit(self, path: str, now: float, *, live: bool) -> Iterator[Told]:
         """Everything that is new in a file; `live`: it came while the agent ran."""
@@ -96,6 +103,9 @@ class Visits:
         if source.placed is None:
             yield from self._place_by_tags(path, source, now, live)
         if source.placed is None:
+            return
+        if self._mosaics.is_repetition(source.placed.part):
+            yield from self._pump.set_aside(source, "mixed_kinds", REPETITION, now)
             return
         if self._roster.is_finished(source.placed.part) and self._roster.held(source.placed.part) is None:
             yield from self._late(path, source, now)
@@ -112,6 +122,14 @@ class Visits:
         if self._examine:
             yield from self._pump.examine(arrival, now)
             self._close_examined(arrival)
+
+    def _meet_part(self, part: Part) -> Iterator[Told]:
+        """A part of a slide, by its name or tags; the slide's mosaic does not count (any more) because of it."""
+        mosaic = self._mosaics.meet(part)
+        if mosaic is not None:
+            self._pump.forget(mosaic)
+            yield from self._roster.settle(mosaic, frozenset())
+            self.again += [path for path, of in self._sources.items() if of.placed and of.placed.part == mosaic]
 
     def removed(self, path: str, now: float, *, live: bool) -> Iterator[Told]:
         """A file is gone."""
@@ -208,6 +226,7 @@ class Visits:
             return
         if isinstance(place, Placed):
             source.placed = place
+            yield from self._meet_part(place.part)
             if not self._roster.is_finished(place.part):
                 self._roster.arrival(place.part, now)
                 yield from self._roster.receive(place.part, now, live=live)

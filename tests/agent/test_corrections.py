@@ -736,3 +736,34 @@ def test_an_incomplete_slide_that_is_read_again_keeps_its_counts(bed: Bed, tmp_p
     bed.turn(seconds=2)
     bed.turn(seconds=200)
     assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, after)
+
+
+@pytest.mark.parametrize("between", ["nothing", "seconds", "its patient ends", "a restart"])
+@pytest.mark.parametrize("order", ["mosaic first", "mosaic last", "mosaic between"])
+def test_a_mosaic_of_a_slide_that_is_there_in_strips_does_not_count(
+    bed: Bed, tmp_path: Path, order: str, between: str
+) -> None:
+    """The same tissue in two forms, in any order: the strips count, and one alert tells of the mosaic."""
+    strips = slide_files("strips-b", "1")
+    mosaic = next(name for name in slide_files("tiff-mosaic", "1"))
+    at = {"mosaic first": 0, "mosaic between": 2, "mosaic last": 4}[order]
+    names = [*list(strips)[:at], mosaic, *list(strips)[at:]]
+    for step, name in enumerate(names):
+        bed.put(name, strips.get(name) or slide_files("tiff-mosaic", "1")[name])
+        if between == "a restart" and step in (0, 3):
+            bed.restart()
+        bed.turn(seconds={"nothing": 0.01, "its patient ends": QUIET_S}.get(between, 2.0))
+    for seconds in (2, 2, 40, QUIET_S, QUIET_S):
+        bed.turn(seconds=seconds)
+    assert bed.outcomes()[SLIDE].posterior == expected(tmp_path, strips)
+    assert bed.said["slide", "PAT", "1"]["counts"]["seen"] == 42 == len(bed.ledger)
+    assert bed.said["slide", "PAT", "1"]["strips"] == {"done": 2, "expected": 2}
+    assert len({(of.file_id, of.content) for of in bed.problems if of.reason == "mixed_kinds"}) == 1
+    assert bed.reader.wait_s(bed.now) > 1 and bed.assembler.held == 0
+
+
+def test_a_finished_folder_with_both_forms_counts_the_strips(tmp_path: Path) -> None:
+    """As `score` reads it."""
+    strips = slide_files("strips-b", "1")
+    both = at_once(tmp_path / "both", {**strips, **slide_files("tiff-mosaic", "1")})
+    assert both[SLIDE] == at_once(tmp_path / "strips", strips)[SLIDE]
