@@ -48,6 +48,8 @@ class Arrival:
         for channel in sorted(self.sources, key=lambda c: -1 if c is None else c):
             usable = [s for s in self.sources[channel] if s.reading in (Reading.GROWING, Reading.DONE)]
             chosen += usable[:1]
+            if channel is None and chosen:
+                break  # it holds both channels
         return chosen
 
     def reserves(self) -> list[Source]:
@@ -144,6 +146,8 @@ class Arrival:
     @property
     def is_settled(self) -> bool:
         """Whether no whole part waits to be compared with its files."""
+        if any(source.is_doubted for source in self.files()):
+            return False
         return not self.complete or all(source.sha256 for source in self.active())
 
     def rest_reserves(self) -> None:

@@ -83,12 +83,13 @@ class Backlog:
             return None
         self._taken += 1
         is_for_oldest = self._taken % OLDEST_EVERY == 0
-        place = next(iter(self._place.values())) if is_for_oldest else self._newest_place()
+        longest = next(iter(self._place)) if is_for_oldest else None
+        place = self._newest_place() if longest is None else self._place[longest]
         group = self._groups[place]
         self.was_overtaken = group.newest_ns < self._newest_ns
         self._newest_ns = max(self._newest_ns, group.newest_ns)
         while True:
-            _, path = heapq.heappop(group.order)
+            path = longest or heapq.heappop(group.order)[1]
             if path in group.paths:
                 self._place.pop(path)
                 self._drop(place, path)

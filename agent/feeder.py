@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 
 from agent.batching import Batch, Batcher
 from agent.handover import CancelToken, Handover, Wakeup
-from agent.intake import PartRead, PatientClosed, SlideClosed, Told
-from agent.ledger_records import FileStanding
+from agent.intake import PatientClosed, SlideClosed, Told
+from agent.ledger_records import FileStanding, PartRead
 from agent.reader import Reader
 from agent.topics import Message
 from agent.worker import Work

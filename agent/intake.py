@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.acquisition import State
-from agent.ledger_records import FileStanding
+from agent.ledger_records import FileStanding, PartRead
 from agent.watch import Changes
-from models.contract import ModelInput, Part, PatchKey, SlideKey
+from models.contract import ModelInput, SlideKey
 
 
 class Folder(Protocol):
@@ -46,14 +46,6 @@ class Progress:
     """Monotonic seconds."""
     live: bool = True
     """Something arrived since the agent started; False for what lay in the folder already."""
-
-
-@dataclass(frozen=True)
-class PartRead:
-    """A part is whole: it has these patches and no others, whatever was counted of it when it had another shape."""
-
-    part: Part
-    keys: frozenset[PatchKey]
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class Ledger:
         with self._write():
             self.audit.note(record)
             self.patches.put(record.profile_sha256, record.patches)
+            for read in record.settled:
+                self.patches.settle(record.profile_sha256, read)
             self.files.note(record)
             self.results.note(record)
             for message in record.messages:

@@ -5,14 +5,13 @@ Part of the ledger; knows no message.
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.ledger_file import explained
-from agent.ledger_records import RETRACTED, CountedPatch
+from agent.ledger_records import RETRACTED, CountedPatch, PartRead
 from models.contract import PatchKey, SlideKey
 from models.domain import MARKS, Marks
 
@@ -28,6 +27,9 @@ _PUT = """
 _PRUNED = """
     UPDATE slides SET pruned = 1
     WHERE patient = ? AND EXISTS (SELECT 1 FROM patches WHERE patches.slide_id = slides.slide_id)"""
+_PLACES = """
+    SELECT slide_id, patches.strip, x, y FROM slides JOIN patches USING (slide_id)
+    WHERE profile_sha256 = ? AND patient = ? AND slide = ? AND patches.strip = ?"""
 _RETRACT = "DELETE FROM patches WHERE slide_id = ? AND strip = ? AND x = ? AND y = ?"
 
 
@@ -51,19 +53,26 @@ class LedgerPatches:
             return int(self._db.execute(_COUNT, (profile_sha256, *slide)).fetchone()[0])
 
     def put(self, profile_sha256: str, patches: tuple[CountedPatch, ...]) -> None:
-        """Write patches; one that is there already stays, unless its pixels are others now or it is retracted.
+        """Write patches; one that is there already stays as it is, unless its pixels are others now.
 
         Those of a slide that was pruned are left out: half of a slide would be taken for all of it after a restart.
         """
         of = {patch.key.of_slide for patch in patches}
         slides = {slide: self._slide_id(profile_sha256, slide) for slide in of}
-        kept = [patch for patch in patches if slides[patch.key.of_slide] is not None]
-        for is_retracted, group in itertools.groupby(kept, lambda patch: patch.rejected == RETRACTED):
-            rows = [(slides[patch.key.of_slide], *patch.key[2:], patch) for patch in group]
-            if is_retracted:
-                self._db.executemany(_RETRACT, [place for *place, _ in rows])
-            else:
-                self._db.executemany(_PUT, [(*place, _encode(patch), patch.pixels) for *place, patch in rows])
+        self._db.executemany(
+            _PUT,
+            [
+                (slides[patch.key.of_slide], patch.key.strip, patch.key.x, patch.key.y, _encode(patch), patch.pixels)
+                for patch in patches
+                if slides[patch.key.of_slide] is not None and patch.rejected != RETRACTED
+            ],
+        )
+
+    def settle(self, profile_sha256: str, read: PartRead) -> None:
+        """Remove what was counted of a part and does not belong to it any more."""
+        keys = {key[2:] for key in read.keys}
+        places = self._db.execute(_PLACES, (profile_sha256, *read.part.slide, read.part.strip)).fetchall()
+        self._db.executemany(_RETRACT, [place for place in places if place[1:] not in keys])
 
     def drop(self, patients: Iterable[str]) -> int:
         """Remove the patches of these patients under every profile, for good, and return how many went."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from agent.topics import Message
-from models.contract import PatchKey, SlideKey
+from models.contract import Part, PatchKey, SlideKey
 from models.domain import Marks
 
 Outcome = Literal["whole", "changed", "refused", "duplicate"]
 RETRACTED = "retracted"
-"""Instead of a reason why a patch was rejected: it was counted, and its slide does not have it any more."""
+"""Instead of a reason why a patch was rejected: it was counted, and its slide does not have it any more. For the heat
+map: the ledger is told of parts."""
 
 
 class CountedPatch(NamedTuple):
@@ -27,6 +28,14 @@ class CountedPatch(NamedTuple):
     """How a used patch is unlike the profile's reference; None when it was not compared."""
     pixels: int | None = None
     """Digest of the pixels that it was computed from (signed 64 bits); None in ledgers before schema 4."""
+
+
+@dataclass(frozen=True)
+class PartRead:
+    """A part is whole: it has these patches and no others, whatever was counted of it when it had another shape."""
+
+    part: Part
+    keys: frozenset[PatchKey]
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,8 @@ class Record:
     """Finished slides that are read again: until they are closed, a restart must not take them for finished."""
     closed: tuple[SlideKey, ...] = ()
     """Slides that were closed, whether that made another final or not."""
+    settled: tuple[PartRead, ...] = ()
+    """Parts that were read to their end, after all of `patches`: other patches of theirs go."""
 
 
 class OutboxRow(NamedTuple):

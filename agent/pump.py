@@ -55,7 +55,7 @@ class Pump:
         """
         turns, progress = 0, True
         while progress:
-            if turns >= most_turns:
+            if turns >= most_turns and not arrival.complete:
                 return True
             turns, progress = turns + 1, False
             for source in arrival.active():

@@ -138,7 +138,8 @@ class Reader:
             self._beat()
             live = path not in self._old and not self._backlog.was_overtaken
             yield from self._visits.visit(path, now, live=live)
-            if path not in self._visits.again:
+            looked = self._visits.of(path)
+            if path not in self._visits.again and not (looked and looked.trouble):
                 self._old.discard(path)
             self._settling.note(path, now)
             while self._visits.again:

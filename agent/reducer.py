@@ -18,9 +18,9 @@ from agent.batching import Batch
 from agent.engine import Engine, predict_padded
 from agent.engine.isolation import FAILED, Isolation
 from agent.errors import EngineError
-from agent.intake import PartRead, Progress
+from agent.intake import Progress
 from agent.ledger import CountedPatch, FinalRow
-from agent.ledger_records import RETRACTED
+from agent.ledger_records import RETRACTED, PartRead
 from models.calibration import CalibrationInputError, calibrate
 from models.contract import ModelInput, Prediction, SlideKey
 from models.domain import Marks, Reference, marks
@@ -44,6 +44,8 @@ class SlideRecord:
     """Reason → patches that were announced but never came, at the slide's last closing."""
     again: bool = False
     """It was complete, and is read again: what was counted then stays counted, whatever comes of it now."""
+    said: tuple[int, int | None] = (0, None)
+    """Parts done and expected in its last final before this start: their files may be gone, their patches count."""
     anew: Tally | None = None
     """Takes the tally's place if the slide, of which only sums were left, can be read again as far as before."""
 
@@ -52,6 +54,8 @@ class SlideRecord:
         if progress.state is State.RECEIVING:
             self.unformed = {}
         self.state, self.done, self.expected = progress.state, progress.done, progress.expected
+        if self.expected == self.said[1]:
+            self.done = max(self.done, self.said[0])
 
 
 def state_of(records: Iterable[SlideRecord]) -> State:
@@ -105,6 +109,7 @@ class Reducer:
                 known = row.of_slide in self.slides
                 record = self.slide(row.of_slide)
                 record.state, record.done, record.expected = State(row.state), row.done, row.expected
+                record.said = row.done, row.expected
                 tally = json.loads(row.tally)
                 if record.tally.counts.seen <= row.seen:  # else some that had not come have come since
                     record.unformed = json.loads(row.unformed)
@@ -133,8 +138,10 @@ class Reducer:
         record = self.slide(key)
         record.again &= record.state is not State.COMPLETE
         record.unformed = {} if record.again else unformed
-        if record.anew is not None and not record.again and record.anew.counts.seen >= record.tally.counts.seen:
-            record.tally, record.anew = record.anew, None
+        if record.anew is not None and not record.again:
+            is_whole = record.state is State.COMPLETE and record.expected is not None
+            if is_whole or record.anew.counts.seen >= record.tally.counts.seen:
+                record.tally, record.anew = record.anew, None
 
     def run(self, batch: Batch) -> list[CountedPatch]:
         """Predict, calibrate, judge and count; returns the patches that are new or corrected.

@@ -12,7 +12,8 @@ from agent.acquisition import Acquisition, Happening, State
 from agent.arrivals import Arrival
 from agent.arriving import ArrivingSlide, longest_at_rest
 from agent.counted import Counted
-from agent.intake import PartRead, PatientClosed, SlideClosed, Told
+from agent.intake import PatientClosed, SlideClosed, Told
+from agent.ledger_records import PartRead
 from agent.patience import Patience
 from models.contract import Assembler, Part, PatchKey, SlideKey
 from models.posterior import Counting

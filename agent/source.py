@@ -128,10 +128,15 @@ class Source:
         """Whatever comes of a refused file, it is not looked at by itself."""
         self._changed_to = None
 
+    @property
+    def is_doubted(self) -> bool:
+        """Refused, and to be looked at once more."""
+        return self.reading is Reading.REFUSED and self._changed_to is not None
+
     def settles_in_s(self, now: float, settle_s: float) -> float | None:
         """Seconds until the file counts as settled; None when that would give nothing more to read."""
         if self.reading is Reading.REFUSED and self._changed_to is not None:
-            return max(0.0, self._changed_to[1] + settle_s - now)
+            return max(0.0, self._changed_to[1] + settle_s - now, self.retry_at - now)
         if self.reading is not Reading.GROWING or self._settled_tried:
             return None
         return max(0.0, settle_s - self.tail.quiet_s(now), self.retry_at - now)
@@ -167,6 +172,7 @@ class Source:
         told = self.reported.copy() if is_same else set()
         self.reading, self._judged_twice = Reading.GROWING, stands
         self.restart()
+        self.tail.forget()
         self.reported |= told
         return True
 
@@ -181,6 +187,7 @@ class Source:
             return False
         self.reading = Reading.GROWING
         self.restart()
+        self.tail.forget()
         return True
 
     def hash(self, now: float, beat: Callable[[], None]) -> str | None:

@@ -105,6 +105,10 @@ class Tail:
         with self.visit(now) as (_, window):
             return NOWHERE if window is None else (self.size, self.mtime_ns)
 
+    def forget(self) -> None:
+        """Whatever the next visit finds is news."""
+        self._identity, self.size, self.mtime_ns = None, 0, -1
+
     def quiet_s(self, now: float) -> float:
         """Seconds since the file last changed, as far as visits saw."""
         return now - self.changed_at

@@ -24,7 +24,7 @@ from agent.patience import Patience
 from agent.placing import Placing
 from agent.pump import Pump
 from agent.roster import Roster
-from agent.source import Reading, Source
+from agent.source import RETRY_S, Reading, Source
 from models.contract import Part
 
 MOST_TURNS = 4
@@ -112,7 +112,7 @@ class Visits:
             return
         self._reconsider(source, now)
         arrival = self._roster.arrival(source.placed.part, now)
-        self._welcome_back(arrival, source)
+        yield from self._welcome_back(arrival, source)
         arrival.add(source)
         for reserve in arrival.reserves():
             yield from self._pump.duplicate(reserve)
@@ -145,7 +145,10 @@ class Visits:
             return
         source.reading, arrival = Reading.GONE, self._roster.held(part)
         if self._roster.is_whole(part) or self._roster.is_finished(part):
+            was_freed = arrival is None or arrival.freed
             self._pump.leave(arrival)
+            if arrival is not None and not was_freed and self._roster.is_whole(part):
+                yield from self._pump.drain(arrival, now, live=live)  # a copy may serve
             return
         yield from self._pump.tell(source, "vanished", "the file was removed before it was complete")
         if arrival is not None:
@@ -194,18 +197,22 @@ class Visits:
                 del self._sources[path]
         self._most_sources = max(MOST_SOURCES, 2 * len(self._sources))
 
-    @staticmethod
-    def _welcome_back(arrival: Arrival, source: Source) -> None:
+    def _welcome_back(self, arrival: Arrival, source: Source) -> Iterator[Told]:
         """A file that was gone and is there again counts from its first byte on."""
         with suppress(OSError):  # it is asked for again when the folder tells of it
+            was_whole = bool(source.sha256)
             if source.come_back():
                 arrival.unbind(source)
+                if was_whole:
+                    yield self._pump.standing(source, "changed")
 
     def _reconsider(self, source: Source, now: float) -> None:
         """A refused file that has changed since is read again, once it has settled."""
         if source.reading is Reading.REFUSED:
-            with suppress(OSError):  # it is asked for again when the folder tells of it
+            try:
                 source.reconsider(now, self._patience.settle_s)
+            except OSError as error:
+                source.retry_after(now + RETRY_S, error.strerror or str(error))
 
     def _place_by_tags(self, path: str, source: Source, now: float, live: bool) -> Iterator[Told]:
         """No rule knows the name: look whether it is an image, and whether its tags tell where it belongs."""

@@ -18,8 +18,9 @@ from agent.ended import EndedPatients
 from agent.engine.isolation import FAILED, FAILED_DETAIL
 from agent.errors import EngineError
 from agent.handover import Handover
-from agent.intake import PartRead, PatientClosed, Problem, Progress, SlideClosed, SlideReopened
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened
 from agent.ledger import CountedPatch, FileStanding, FinalRow, Record
+from agent.ledger_records import PartRead
 from agent.measures import EngineMeasures
 from agent.reducer import Reducer
 from agent.reporter import Reporter
@@ -68,6 +69,7 @@ class Worker:
         self._files: list[FileStanding] = []
         self._reopened: list[SlideKey] = []
         self._closed: list[SlideKey] = []
+        self._settled: list[PartRead] = []
         self._changed: set[SlideKey] = set()
         self._told_at = float("-inf")
         self._current: SlideKey | None = None
@@ -102,6 +104,8 @@ class Worker:
                 self._follow(work)
             case PartRead():
                 self._note(self._reducer.settle(work))
+                self._settled.append(work)
+                self._tell()  # what is counted of this part from now on is not part of this reading
             case SlideClosed():
                 self._close_slide(work)
             case PatientClosed():
@@ -214,7 +218,7 @@ class Worker:
     def _tell(self) -> None:
         """Hand over everything since the last time as one record: one transaction of the ledger."""
         heat_maps = self._reporter.patches(self._rows, self._clock(), everything=self._inbox.ended)
-        slides = self._changed or self._reopened or self._closed
+        slides = self._changed or self._reopened or self._closed or self._settled
         if not (self._rows or self._messages or slides or heat_maps or self._files):
             return
         self._say_posteriors()
@@ -227,9 +231,10 @@ class Worker:
             tuple(self._files),
             tuple(self._reopened),
             tuple(self._closed),
+            tuple(self._settled),
         )
         self._rows, self._messages, self._finals = [], [], []
-        self._files, self._reopened, self._closed = [], [], []
+        self._files, self._reopened, self._closed, self._settled = [], [], [], []
         self._told_at = self._clock()
         self._outbox.put(record)
         self.measures.told(self._clock())

@@ -16,10 +16,10 @@ from agent.formats import Limits
 from agent.formats.detect import open_parser
 from agent.identity import Plain
 from agent.imager import Layout, plan
-from agent.intake import PartRead, PatientClosed, Problem, Progress, SlideClosed, SlideReopened, Told
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed, SlideReopened, Told
 from agent.layouts import Layouts
 from agent.ledger import CountedPatch, FileStanding
-from agent.ledger_records import RETRACTED
+from agent.ledger_records import PartRead
 from agent.naming import NamingSettings, rules_of
 from agent.patience import Patience
 from agent.reader import Reader
@@ -109,7 +109,11 @@ class Bench:
                 self.files[told.file_id] = told
             elif isinstance(told, PartRead):
                 self._run(self.batcher.flush())
-                self._write(self.reducer.settle(told))
+                self.reducer.settle(told)
+                strip = (told.part.slide, told.part.strip)
+                self.ledger[:] = [
+                    row for row in self.ledger if (row.key.of_slide, row.key.strip) != strip or row.key in told.keys
+                ]
             elif isinstance(told, SlideReopened):
                 self.reopened.append(told.slide)
                 self.reducer.reopen(told.slide)
@@ -132,12 +136,8 @@ class Bench:
 
     def _run(self, batch: Batch | None) -> None:
         if batch is not None:
-            self._write(self.reducer.run(batch))
-
-    def _write(self, counted: Iterable[CountedPatch]) -> None:
-        rows = {row.key: row for row in counted}
-        now = [row for row in rows.values() if row.rejected != RETRACTED]
-        self.ledger[:] = [row for row in self.ledger if row.key not in rows] + now
+            rows = {row.key: row for row in self.reducer.run(batch)}
+            self.ledger[:] = [row for row in self.ledger if row.key not in rows] + list(rows.values())
 
 
 def at_once(folder: Path, files: dict[PurePosixPath, bytes]) -> dict[SlideKey, Outcome]:

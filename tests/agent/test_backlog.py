@@ -40,9 +40,9 @@ class SlowBacklog:
             return None
         self._taken += 1
         place = max(self._groups, key=lambda key: self._groups[key])
-        if self._taken % OLDEST_EVERY == 0:
-            place, _ = next(iter(self.files.values()))
         path = min((p for p, (of, _) in self.files.items() if of == place), key=lambda p: (natural(p), p))
+        if self._taken % OLDEST_EVERY == 0:
+            path = next(iter(self.files))
         self.discard(path)
         return path
 

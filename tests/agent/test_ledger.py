@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from agent.errors import LedgerError
 from agent.ledger import LATE_S, RETAINED_KEPT, CountedPatch, FinalRow, Ledger, Record
 from agent.ledger_marker import marker_of
-from agent.ledger_records import RETRACTED
+from agent.ledger_records import RETRACTED, PartRead
 from agent.topics import Message
-from models.contract import PatchKey, SlideKey
+from models.contract import Part, PatchKey, SlideKey
 from models.domain import MARKS
 
 A, B = "a" * 64, "b" * 64
@@ -93,12 +93,21 @@ _finals = st.builds(
     st.text(max_size=3),
     st.just("f"),
 )
+_reads = st.builds(
+    lambda slide, strip, xs: PartRead(
+        Part(slide, "strip", strip), frozenset(PatchKey(slide.patient, slide.slide, strip, x, 0) for x in xs)
+    ),
+    st.builds(SlideKey, _names, _names),
+    st.integers(0, 2),
+    st.sets(st.integers(0, 3)),
+)
 _records = st.builds(
     Record,
     st.sampled_from([A, B]),
     st.lists(_patches, max_size=4).map(tuple),
     st.lists(_messages, max_size=4).map(tuple),
     st.lists(_finals, max_size=2).map(tuple),
+    settled=st.lists(_reads, max_size=2).map(tuple),
 )
 
 
@@ -124,6 +133,11 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         self.ledger.append(record)
         for each in record.patches:
             self._model_patch(record.profile_sha256, each)
+        for read in record.settled:
+            counted = self.patches[record.profile_sha256]
+            of = {key for key in counted if (key.of_slide, key.strip) == (read.part.slide, read.part.strip)}
+            for key in of - read.keys:
+                del counted[key]
         for final in record.finals:
             self.finals[record.profile_sha256][(final.scope, final.patient, final.slide)] = final
         for said in record.messages:
@@ -132,7 +146,6 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def _model_patch(self, profile: str, new: CountedPatch) -> None:
         counted = self.patches[profile]
         if new.rejected == RETRACTED:
-            counted.pop(new.key, None)
             return
         old = counted.get(new.key)
         changed = old is not None and None not in (old.pixels, new.pixels) and old.pixels != new.pixels

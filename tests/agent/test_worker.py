@@ -22,9 +22,9 @@ from agent.ended import KEPT_INCOMPLETE, KEPT_PATIENTS, EndedPatients
 from agent.engine import Engine
 from agent.errors import EngineError, FormatError
 from agent.handover import CancelToken, Handover
-from agent.intake import PartRead, PatientClosed, Problem, Progress, SlideClosed
+from agent.intake import PatientClosed, Problem, Progress, SlideClosed
 from agent.ledger import CountedPatch, FinalRow, Record
-from agent.ledger_records import RETRACTED
+from agent.ledger_records import RETRACTED, PartRead
 from agent.measures import EngineMeasures
 from agent.messages import EngineRef
 from agent.reducer import Reducer
