@@ -154,7 +154,7 @@ class Scenario:
             moment = draw(self._chance, phase, self._agent, self._shim, self._witness)
         came = moment.wait(lambda: self._agent.ended)
         was_ready = self._agent.said("READY=1")
-        if was_ready and (phase == "start-up" or not came):
+        if was_ready and (phase == "start-up" or (not came and phase != "shutdown")):
             phase = "any"
         self.outcome.struck[signal.Signals(number).name, phase] += 1
         try:
