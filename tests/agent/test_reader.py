@@ -145,6 +145,7 @@ def test_shapes_that_differ_are_told_once_whichever_came_first(folder: Folder, f
     pair = [(strip_b(0, 0), files[strip_b(0, 0)]), (strip_b(1, 0), tall)]
     for name, content in pair if first == 0 else pair[::-1]:
         folder.put(name, content)
+    folder.turn(seconds=2)  # the refused one is judged once more when it has settled
     folder.turn(seconds=200)
     outcome = folder.outcomes()[SLIDE]
     assert folder.reasons() == {"wrong_shape": 1, "stalled": 1}
