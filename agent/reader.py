@@ -28,6 +28,8 @@ from models.contract import Assembler, PatchKey, SlideKey
 
 TURN_S = 0.25
 """Longest time that one poll goes on to another file before it looks for changes again."""
+MOST_AT_ONCE = 1000
+"""Of more changes than these the newest find their place first, and not all in one poll."""
 
 
 class Reader:
@@ -61,6 +63,8 @@ class Reader:
         self._beat = beat
         self._clock = clock
         self._backlog = Backlog()
+        self._touched: dict[str, None] = {}
+        """Paths that changed and have not found their place yet; the newest come last."""
         self._looked = False
         self._old: set[str] = set()
         """Paths that lay in the folder at the first look and have not been looked at yet."""
@@ -98,11 +102,11 @@ class Reader:
             yield Problem("folder_unavailable", f"the watched folder cannot be read: {changes.unavailable}")
         self._folder_missing = changes.unavailable is not None
         for path in changes.removed:
+            self._touched.pop(path, None)
             self._settling.discard(path)
             self._backlog.discard(path)
             yield from self._visits.removed(path, now, live=path not in self._old)
-        for path in changes.touched:
-            yield from self._queue(path, now)
+        yield from self._take_in(changes.touched, now)
         if not self._looked and changes.unavailable is None:
             self._looked = True
             self._old.update(changes.touched)
@@ -123,7 +127,22 @@ class Reader:
     @property
     def behind(self) -> bool:
         """Whether files wait for a look."""
-        return bool(self._backlog) or self._placing.may_retry
+        return bool(self._backlog or self._touched) or self._placing.may_retry
+
+    def _take_in(self, touched: list[str], now: float) -> Iterator[Told]:
+        """Paths that changed find their place: at once, unless there are too many."""
+        if len(touched) <= MOST_AT_ONCE:
+            for path in touched:
+                self._touched.pop(path, None)
+                yield from self._queue(path, now)
+        else:
+            newest_last = sorted(touched, key=lambda path: self._folder.modified_ns(path) or 0)
+            for path in newest_last:
+                self._touched.pop(path, None)
+                self._touched[path] = None
+        ends_s = self._clock() + TURN_S
+        while self._touched and self._clock() < ends_s:
+            yield from self._queue(self._touched.popitem()[0], now)
 
     def _work(self, now: float) -> Iterator[Told]:
         """Look at the files that wait, until the turn is over."""

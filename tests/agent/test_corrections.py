@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
+import agent.reader
 from agent.arriving import MOST_AT_REST
 from agent.batching import Batch, Batcher
 from agent.feeder import Feeder
@@ -25,7 +26,7 @@ from agent.layouts import Layouts
 from agent.ledger_records import FileStanding
 from agent.naming import NamingSettings, rules_of
 from agent.patience import Patience
-from agent.reader import Reader
+from agent.reader import MOST_AT_ONCE, Reader
 from agent.watch import Watch
 from agent.worker import Work
 from models.contract import SlideKey
@@ -304,8 +305,10 @@ def test_what_is_whole_is_noted_with_its_hash(bed: Bed) -> None:
     assert [row.file_id for row in bed.files.values() if row.outcome == "duplicate"] == [str(copy)]
 
 
-def test_the_newest_slide_goes_first(tmp_path: Path) -> None:
-    """Of a full folder the newest slide is read first; what arrives then goes before the rest; nothing starves."""
+@pytest.mark.parametrize("at_once", [MOST_AT_ONCE, 2])
+def test_the_newest_slide_goes_first(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full folder, also of one too full for one poll, the newest slide is read first; nothing starves."""
+    monkeypatch.setattr(agent.reader, "MOST_AT_ONCE", at_once)
     bench = Bench(ToldFolder(tmp_path / "watched"))
     for age, slide in enumerate(("1", "2", "3", "4")):
         for name, content in slide_files("strips-b", "1").items():
