@@ -6,9 +6,6 @@ from collections.abc import Iterable
 
 from models.contract import Part, SlideKey
 
-MOSAIC = "mosaic"
-"""A part's kind that shows all of its slide."""
-
 
 class Mosaics:
     """Which slides are known in what form."""
@@ -20,7 +17,7 @@ class Mosaics:
 
     def meet(self, part: Part) -> Part | None:
         """A file of this part is there; returns the mosaic that does not count because of it, if that is news."""
-        if part.kind == MOSAIC:
+        if part.is_whole_slide:
             self._whole[part.slide] = part
         elif part.slide not in self._in_parts:
             self._in_parts.add(part.slide)
@@ -29,4 +26,4 @@ class Mosaics:
 
     def is_repetition(self, part: Part) -> bool:
         """Whether this is a mosaic of a slide that is there in parts, too."""
-        return part.kind == MOSAIC and part.slide in self._in_parts
+        return part.is_whole_slide and part.slide in self._in_parts

@@ -121,11 +121,10 @@ class Pump:
         """Nothing more comes of this part."""
         self._assembler.forget(part)
 
-    def leave(self, arrival: Arrival | None) -> None:
-        """A part was whole, and a file of it is gone: what was counted stands, a second reading is given up."""
-        if arrival is not None and not arrival.freed:
-            self._assembler.forget(arrival.part)
-            arrival.rest()
+    def leave(self, arrival: Arrival) -> None:
+        """A file of a part that was whole is gone in the middle of another reading, which is given up."""
+        self._assembler.forget(arrival.part)
+        arrival.rest()
 
     def hash(self, source: Source, now: float) -> str | None:
         """The file's SHA-256; None when it cannot be told now."""

@@ -111,9 +111,10 @@ class Reducer:
                 record.state, record.done, record.expected = State(row.state), row.done, row.expected
                 record.said = row.done, row.expected
                 tally = json.loads(row.tally)
-                if record.tally.counts.seen <= row.seen:  # else some that had not come have come since
+                said = row.seen
+                if record.tally.counts.seen <= said:  # else some that had not come have come since
                     record.unformed = json.loads(row.unformed)
-                if not known and row.seen:
+                if not known and said:
                     # Its patches were pruned: what they amounted to still belongs to the patient.
                     counts = Counts(tally["used"], tally["rejected"])
                     judged, borne = tally.get("judged", 0), tally.get("marks", {})

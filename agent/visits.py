@@ -145,9 +145,8 @@ class Visits:
             return
         source.reading, arrival = Reading.GONE, self._roster.held(part)
         if self._roster.is_whole(part) or self._roster.is_finished(part):
-            was_freed = arrival is None or arrival.freed
-            self._pump.leave(arrival)
-            if arrival is not None and not was_freed and self._roster.is_whole(part):
+            if arrival is not None and not arrival.freed:
+                self._pump.leave(arrival)
                 yield from self._pump.drain(arrival, now, live=live)  # a copy may serve
             return
         yield from self._pump.tell(source, "vanished", "the file was removed before it was complete")

@@ -47,6 +47,11 @@ class Part(NamedTuple):
     """(x, y) of a finished patch, pixels."""
 
     @property
+    def is_whole_slide(self) -> bool:
+        """Whether it shows what the slide's other parts show together."""
+        return self.kind == "mosaic"
+
+    @property
     def is_one_patch(self) -> bool:
         """Whether it shares its strip with others."""
         return self.kind == "patch"

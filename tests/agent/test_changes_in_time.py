@@ -66,8 +66,7 @@ def test_a_rescan_of_a_slide_of_which_only_sums_are_left(bed: Bed, tmp_path: Pat
 def test_a_refused_file_that_is_filled_under_the_same_stamp_is_told(bed: Bed, has_more: bool) -> None:
     """Preallocated with rubbish, then filled without another size or time: its patches count, and finals say so."""
     if has_more:
-        for name, content in slide_files("strips-b", "1").items():
-            bed.put(name, content)
+        bed.put_all(slide_files("strips-b", "1"))
     scan = dict(zip(("CH2/IMG00016.dcm", "CH3/IMG00017.dcm"), _scan(2000, 5).values(), strict=True))
     files = {PurePosixPath("PAT/1/strips", name): content for name, content in scan.items()}
     for name, content in files.items():
@@ -151,8 +150,7 @@ def test_a_copy_serves_when_the_original_goes_in_a_second_reading(bed: Bed, tmp_
     files = slide_files("strips-b", "1")
     name = next(iter(files))
     copy = name.with_name("IMG6.dcm")
-    for each, content in files.items():
-        bed.put(each, content)
+    bed.put_all(files)
     bed.put(copy, files[name])
     bed.turn(seconds=2)
     bed.turn(seconds=2)
@@ -202,8 +200,7 @@ def test_an_old_file_that_cannot_be_opened_at_first_is_not_on_the_table(
 def test_junk_under_a_name_of_a_complete_slide_is_told_once(bed: Bed) -> None:
     """The next patient begins before it has settled: the slide is not read again for it."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=5)
     bed.put(PurePosixPath("PAT/1/strips/CH2/IMG00016.dcm"), b"GIF89a" * 1000)
     bed.put(PurePosixPath("NEXT/2/strips/CH2/IMG00006.dcm"), next(iter(files.values())))

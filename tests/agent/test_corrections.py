@@ -65,6 +65,11 @@ class Bed(Ward):
                 file.write(content)
         self.turn(str(name))
 
+    def put_all(self, files: Files) -> None:
+        """Write one file after the other."""
+        for name, content in files.items():
+            self.put(name, content)
+
     def turn(self, *touched: str, seconds: float = 0.01) -> None:
         """Let time pass and poll."""
         self.folder.touched += touched
@@ -97,8 +102,7 @@ def test_pixels_that_change_after_the_final_are_corrected(
     """Same size, same name, some pixels written anew: once the file has settled, revision 2 supersedes revision 1 and
     the posterior is that of the file as it stands; nothing else is said, and no patch counts twice."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     assert revision(bed) == (1, None)
     first = bed.said["slide", "PAT", "1"]["event_id"]
     name = list(files)[number]
@@ -117,8 +121,7 @@ def test_pixels_that_change_after_the_final_are_corrected(
 def test_the_answer_comes_back_with_the_pixels(bed: Bed, tmp_path: Path) -> None:
     """Changed and changed back: a third revision says what the first one said."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     said = bed.said["slide", "PAT", "1"]["probabilities"]
     name = next(iter(files))
     for content in (changed(files[name], 0.5), files[name]):
@@ -134,8 +137,7 @@ def test_an_ended_patient_is_corrected_too(bed: Bed, tmp_path: Path, restart: bo
     """Long after the end, with a restart in between or not: the slide's and the patient's finals are superseded, the
     change is told, and nobody is on the table because of it."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.let_time_pass(bed.now)
     bed.now += QUIET_S + 10
@@ -166,8 +168,7 @@ def test_an_ended_patient_is_corrected_too(bed: Bed, tmp_path: Path, restart: bo
 def test_a_change_while_the_agent_was_off_is_corrected(bed: Bed, tmp_path: Path) -> None:
     """A finished slide's file was written anew between two starts."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     name = list(files)[1]
     (bed.folder.folder / name).write_bytes(changed(files[name], 0.6))
@@ -212,8 +213,7 @@ def test_a_preallocated_file_that_is_filled_later_is_corrected(bed: Bed, tmp_pat
 def test_cut_and_written_again(bed: Bed, tmp_path: Path) -> None:
     """Truncated to nothing and written with other pixels, in pieces: the last content counts."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     name = next(iter(files))
     new = changed(files[name], 0.4, 900_000)
     bed.put(name, b"")
@@ -229,8 +229,7 @@ def test_cut_and_written_again(bed: Bed, tmp_path: Path) -> None:
 def test_another_file_under_the_same_name(bed: Bed, tmp_path: Path) -> None:
     """Replaced by a rename, with an older time: the inode tells."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     name = next(iter(files))
     new = changed(files[name], 0.4)
@@ -248,8 +247,7 @@ def test_another_file_under_the_same_name(bed: Bed, tmp_path: Path) -> None:
 def test_a_correction_that_was_cut_short_is_finished_after_a_restart(bed: Bed, tmp_path: Path) -> None:
     """Killed when some patches were corrected and the final was not said: the next start says it."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     ledger, finals, said = list(bed.ledger), dict(bed.finals), dict(bed.said)
     name = list(files)[1]
@@ -294,8 +292,7 @@ def test_a_refused_file_that_is_mended_counts(tmp_path: Path) -> None:
 def test_what_is_whole_is_noted_with_its_hash(bed: Bed) -> None:
     """Each file once, with the sha256 of its bytes, after it has settled; a copy is noted as such."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     copy = PurePosixPath("PAT/1/strips/CH2/IMG6.dcm")
     assert not bed.files
     bed.put(copy, next(iter(files.values())))
@@ -348,8 +345,7 @@ def test_a_large_old_file_does_not_hold_up_a_new_slide(bed: Bed) -> None:
 def test_a_strip_of_another_height_replaces_its_slide(bed: Bed) -> None:
     """A file of a complete slide replaced by one of another height: the alert says so, the agent goes on."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     name = next(iter(files))
     taller = np.full((4000, 1000), 5_000, np.uint16)
@@ -380,8 +376,7 @@ def test_a_rescan_of_another_height_takes_the_strips_place(
     """One channel after the other, in place or as another file, at once or later: in the end the strip counts with
     the patches of its new shape, and with none of its old one's."""
     files = {**slide_files("strips-b", "1"), **_scan(before, 1)}
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.turn(seconds=2)
     if between == "its patient ends":
@@ -440,8 +435,7 @@ def test_files_that_go_before_they_have_settled_leave_nothing_behind(bed: Bed, g
     """An imager that clears its folder at once, perhaps in the middle of a second reading: what was counted stands,
     and nothing of the slide is held when its patient has ended."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     first = bed.said["slide", "PAT", "1"]
     if seen_again:
         name = next(iter(files))
@@ -462,8 +456,7 @@ def test_a_slide_whose_patient_ended_at_once_is_still_examined(bed: Bed, tmp_pat
     """The next patient begins before the last file has settled, and its pixels change then: corrected all the same,
     and every file is noted."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.put(PurePosixPath("NEXT/2/strips/CH2/IMG00006.dcm"), next(iter(files.values())))
     assert revision(bed, "patient") == (1, None)
     name = list(files)[1]
@@ -496,8 +489,7 @@ def test_late_bytes_put_no_earlier_patient_on_the_table(bed: Bed) -> None:
 def test_a_new_file_of_an_ended_patient_counts(bed: Bed) -> None:
     """A strip that comes after its patient's end is read, in the same start as after a restart."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.let_time_pass(bed.now)
     bed.now += QUIET_S + 10
@@ -521,8 +513,7 @@ def test_nothing_spins_while_a_partner_is_missing(bed: Bed) -> None:
 def test_a_finished_file_that_is_gone_when_its_turn_comes_reopens_nothing(bed: Bed) -> None:
     """Archived between the look into the folder and the look at the file."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.let_time_pass(bed.now)
     bed.now += QUIET_S + 10
@@ -538,8 +529,7 @@ def test_a_finished_file_that_is_gone_when_its_turn_comes_reopens_nothing(bed: B
 def test_a_copy_does_not_reopen_its_slide_at_each_start(bed: Bed) -> None:
     """A duplicate is known by how it stood, as every other file is."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.put(PurePosixPath("PAT/1/strips/CH2/IMG6.dcm"), next(iter(files.values())))
     for _ in range(3):
         bed.turn(seconds=2)
@@ -555,8 +545,7 @@ def test_a_copy_does_not_reopen_its_slide_at_each_start(bed: Bed) -> None:
 def test_other_times_alone_correct_nothing(bed: Bed, restart: bool) -> None:
     """A backup that is put back, a copy to another disk: the same bytes are no change, and nobody is told of one."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.let_time_pass(bed.now)
     bed.now += QUIET_S + 10
@@ -576,8 +565,7 @@ def test_other_times_alone_correct_nothing(bed: Bed, restart: bool) -> None:
 def test_a_correction_puts_nobody_on_the_table(bed: Bed) -> None:
     """A finished slide's file changed while the agent was off: its patient is not who is being imaged."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     for name in list(files)[1:3]:
         (bed.folder.folder / name).write_bytes(changed(files[name], 0.6))
@@ -595,8 +583,7 @@ def test_rows_of_a_part_that_is_never_whole_are_corrected_at_its_end(bed: Bed, t
     cut = list(files)[1]
     name = next(iter(files))
     files = {**files, cut: files[cut][: len(files[cut]) // 2]}
-    for put, content in files.items():
-        bed.put(put, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.put(name, changed(files[name], 0.1))
     bed.turn(seconds=2)
@@ -627,8 +614,7 @@ def test_a_backlog_puts_no_earlier_patient_on_the_table(tmp_path: Path) -> None:
 def test_a_file_that_is_touched_for_ever_is_read_ever_less_often(bed: Bed) -> None:
     """Every few seconds another time and the same bytes: the pauses between two readings grow."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     name = next(iter(files))
     read = 0
     for _ in range(40):
@@ -697,8 +683,7 @@ def test_a_slide_of_which_only_sums_are_left_is_corrected(bed: Bed, tmp_path: Pa
     """Its patches are forgotten, since many patients have ended after it: it is counted anew. The answer stays as it
     was for as long as the slide cannot be read to its end."""
     files = slide_files("strips-b", "1")
-    for name, content in files.items():
-        bed.put(name, content)
+    bed.put_all(files)
     bed.turn(seconds=2)
     bed.let_time_pass(bed.now)
     bed.now += QUIET_S + 10
