@@ -109,7 +109,7 @@ def _build(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
         profile=profile,
         backend=backend.name,
         precision="",
-        batch_size=args.batch or backend.default_batch,
+        batch_size=args.batch or backend.default_batch(args.device),
         threads=args.threads,
         patches=args.patches,
     )

@@ -6,9 +6,10 @@ Must not know any backend, modality or file format.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,14 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """An engine whose backend can tell in which precision its layers run."""
+
+    census: dict[str, int]
+    """Arithmetic layers by the precision that they run in, e.g. {"bf16": 33}."""
+
+
 @dataclass(frozen=True)
 class BuildRequest:
     """What to compile, and the empty directory that takes the files."""
@@ -54,6 +63,22 @@ class BuildRequest:
     precision: str
     batch_size: int
     threads: int
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    calibration: NDArray[np.uint16] | None = None
+    """Raw inputs of the profile's domain, for precisions whose ranges must be measured; None: the golden inputs."""
+    announce: Callable[[str], None] = lambda step: None
+    """Takes the name of each step of a long build."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a backend says of the files that it wrote."""
+
+    outputs: dict[str, int]
+    """Name → columns."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What people should know of this build: topic → sentence."""
 
 
 class Backend(Protocol):
@@ -64,24 +89,33 @@ class Backend(Protocol):
     """False: loads from the profile alone."""
     requires: tuple[str, ...]
     """Distributions whose exact version a built engine is bound to."""
-    default_batch: int
-    """The best single batch shape as measured (docs/performance.md)."""
+    devices: tuple[str, ...]
+    """Kinds of devices that it can build for: `cpu`, `cuda`."""
 
-    def unavailable(self) -> str | None:
-        """Why this backend cannot be used on this machine, with what to do; None when it can."""
+    def default_batch(self, device: str) -> int:
+        """The best single batch shape in service, as measured (docs/performance.md)."""
         ...
 
-    def precisions(self) -> tuple[str, ...]:
-        """What this machine can run, best first."""
+    def unavailable(self, device: str = "cpu") -> str | None:
+        """Why this backend cannot be used for a device of this machine, with what to do; None when it can."""
         ...
 
-    def build(self, request: BuildRequest) -> dict[str, int]:
-        """Write the engine's files, return its outputs (name → columns). Raises RuntimeError, ValueError, OSError."""
+    def precisions(self, device: str = "cpu") -> tuple[str, ...]:
+        """What this machine can run and `--precision` may ask for, best first."""
         ...
 
-    def load(self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:
+    def build(self, request: BuildRequest) -> Built:
+        """Write the engine's files. Raises RuntimeError, ValueError, OSError."""
+        ...
+
+    def load(self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int, device: str = "cpu") -> Engine:
         """Load from verified bytes (None where no build is needed). Raises like `build`."""
         ...
+
+
+def kind_of(device: str) -> str:
+    """`cuda` of `cuda:1`: the kind of a device."""
+    return device.partition(":")[0]
 
 
 def thread_count(threads: int) -> int:

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agent.engine import find_backend, open_built, predict_padded, self_test
-from agent.engine.backend import Backend, BuildRequest, Engine, thread_count
+from agent.engine.backend import Backend, BuildRequest, Built, Engine, thread_count
 from agent.engine.device import this_cpu
 from agent.engine.gates import GateFailedError, Parity, independence_gate, parity_gate, rate
 from agent.engine.manifest import (
@@ -52,6 +55,9 @@ class Plan:
     batch_size: int
     threads: int
     patches: int = PARITY_PATCHES
+    device: str = "cpu"
+    calibration: NDArray[np.uint16] | None = None
+    """See BuildRequest."""
 
 
 def build_engine(plan: Plan, announce: Callable[[str], None]) -> tuple[Path, Manifest]:
@@ -78,8 +84,8 @@ def build_engine(plan: Plan, announce: Callable[[str], None]) -> tuple[Path, Man
 def _build_and_prove(plan: Plan, scratch: Path, announce: Callable[[str], None]) -> Manifest:
     backend = find_backend(plan.backend)
     announce("compile")
-    outputs = _compile(plan, backend, scratch)
-    write_manifest(plan, backend, scratch, outputs, None)
+    built = _compile(plan, backend, scratch, announce)
+    write_manifest(plan, backend, scratch, built, None)
     announce("golden pair")
     engine = open_built(plan.profile, scratch, plan.threads)
     golden_max_dp = _golden_gate(engine, plan.profile)
@@ -93,11 +99,13 @@ def _build_and_prove(plan: Plan, scratch: Path, announce: Callable[[str], None])
     announce("speed")
     figures = _figures(plan, engine, golden_max_dp, parity)
     engine.close()
-    return write_manifest(plan, backend, scratch, outputs, figures)
+    return write_manifest(plan, backend, scratch, built, figures)
 
 
-def _compile(plan: Plan, backend: Backend, scratch: Path) -> dict[str, int]:
-    request = BuildRequest(plan.profile, scratch, plan.precision, plan.batch_size, plan.threads)
+def _compile(plan: Plan, backend: Backend, scratch: Path, announce: Callable[[str], None]) -> Built:
+    request = BuildRequest(
+        plan.profile, scratch, plan.precision, plan.batch_size, plan.threads, plan.device, plan.calibration, announce
+    )
     try:
         return backend.build(request)
     except (ImportError, RuntimeError, ValueError) as error:
@@ -155,9 +163,7 @@ def _figures(plan: Plan, engine: Engine, golden_max_dp: float, parity: Parity) -
     )
 
 
-def write_manifest(
-    plan: Plan, backend: Backend, scratch: Path, outputs: dict[str, int], figures: Figures | None
-) -> Manifest:
+def write_manifest(plan: Plan, backend: Backend, scratch: Path, built: Built, figures: Figures | None) -> Manifest:
     """Hash the files of a built engine and seal its manifest beside them; without figures while it is unproven."""
     files = sorted(path for path in scratch.iterdir() if path.name != MANIFEST)
     spec = plan.profile.spec
@@ -165,7 +171,8 @@ def write_manifest(
         backend=plan.backend,
         precision=plan.precision,
         batch_size=plan.batch_size,
-        outputs=outputs,
+        outputs=built.outputs,
+        notes=built.notes,
         profile=ProfileRef(name=spec.name, version=spec.version, sha256=plan.profile.sha256),
         device=this_cpu(),
         requires={name: distribution_version(name) for name in backend.requires},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine.backend import BuildRequest, check_rows, thread_count
+from agent.engine.backend import BuildRequest, Built, check_rows, thread_count
 from agent.engine.manifest import Artefacts
 from models.contract import Prediction
 from models.profile import LoadedProfile
@@ -85,20 +85,26 @@ class EagerBackend:
     name = "eager"
     needs_build = False
     requires: tuple[str, ...] = ("torch",)
-    default_batch = 1
+    devices: tuple[str, ...] = ("cpu",)
 
-    def unavailable(self) -> str | None:
+    def default_batch(self, device: str) -> int:
+        """One: the least latency."""
+        return 1
+
+    def unavailable(self, device: str = "cpu") -> str | None:
         """None where torch is installed."""
         return None if importlib.util.find_spec("torch") else "torch is not installed: pip install torch"
 
-    def precisions(self) -> tuple[str, ...]:
+    def precisions(self, device: str = "cpu") -> tuple[str, ...]:
         """The reference precision only."""
         return ("fp32",)
 
-    def build(self, request: BuildRequest) -> dict[str, int]:
+    def build(self, request: BuildRequest) -> Built:
         """There is nothing to build: raises ValueError."""
         raise ValueError("eager runs straight from the profile and needs no build")
 
-    def load(self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> EagerEngine:
+    def load(
+        self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int, device: str = "cpu"
+    ) -> EagerEngine:
         """Build the network and load its weights."""
-        return EagerEngine(profile, threads, self.default_batch)
+        return EagerEngine(profile, threads, self.default_batch(device))

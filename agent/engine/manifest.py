@@ -63,6 +63,8 @@ class Manifest(Frozen):
     batch_size: int = Field(ge=1)
     outputs: dict[str, int]
     """Name → columns of what the engine gives: logits or probabilities, and the embedding."""
+    notes: dict[str, str] = {}
+    """What people should know of the build: topic → sentence."""
     profile: ProfileRef
     device: Device
     requires: dict[str, str]

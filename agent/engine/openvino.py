@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine.backend import BuildRequest, check_rows, thread_count
+from agent.engine.backend import BuildRequest, Built, check_rows, thread_count
 from agent.engine.manifest import Artefacts
 from models.contract import Prediction
 from models.profile import LoadedProfile
@@ -106,20 +106,24 @@ class OpenVinoBackend:
     name = "openvino"
     needs_build = True
     requires: tuple[str, ...] = ("openvino",)
-    default_batch = 1
+    devices: tuple[str, ...] = ("cpu",)
 
-    def unavailable(self) -> str | None:
+    def default_batch(self, device: str) -> int:
+        """One: as fast as any, and the least latency."""
+        return 1
+
+    def unavailable(self, device: str = "cpu") -> str | None:
         """None where openvino is installed."""
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed: pip install 'spinextract-agent[cpu]'"
         return None
 
-    def precisions(self) -> tuple[str, ...]:
+    def precisions(self, device: str = "cpu") -> tuple[str, ...]:
         """bf16 and fp16 where the processor has instructions for them; fp32 always."""
         found = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
 
-    def build(self, request: BuildRequest) -> dict[str, int]:
+    def build(self, request: BuildRequest) -> Built:
         """Export the torch module with its embedding at its one batch shape; save it as IR, weights in fp32."""
         from agent.engine.eager import import_torch, load_network
 
@@ -141,9 +145,11 @@ class OpenVinoBackend:
         for output, name in zip(model.outputs, names, strict=True):
             output.get_tensor().set_names({name})
         ov.save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
-        return {name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)}
+        return Built({name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)})
 
-    def load(self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> OpenVinoEngine:
+    def load(
+        self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int, device: str = "cpu"
+    ) -> OpenVinoEngine:
         """Compile the IR for this processor."""
         if artefacts is None:
             raise ValueError("openvino needs a built engine")

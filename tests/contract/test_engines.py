@@ -48,7 +48,7 @@ def folder(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(backend.name)
     profile = write_profile(folder, sizes={"layers": 1})
     if backend.needs_build:
-        precision, batch = backend.precisions()[0], backend.default_batch
+        precision, batch = backend.precisions()[0], backend.default_batch("cpu")
         build_unproven(backend, profile, engine_folder(folder, backend.name, precision, batch), precision, batch)
     return folder
 
@@ -83,7 +83,7 @@ class TestEveryBackend:
             return
         assert backend.precisions()
         assert set(backend.precisions()) <= set(PRECISIONS) <= set(MAX_DP)
-        assert backend.default_batch >= 1
+        assert backend.default_batch("cpu") >= 1
         assert all(version(name) for name in backend.requires)
 
     def test_an_engine_that_is_not_built_is_refused_with_the_command(
@@ -104,7 +104,7 @@ class TestEveryEngine:
         """Name, precision and the one batch shape are those of its backend."""
         assert engine.name == backend.name
         assert engine.precision in backend.precisions()
-        assert engine.batch_size == backend.default_batch
+        assert engine.batch_size == backend.default_batch("cpu")
 
     def test_the_golden_pair_agrees(self, engine: Engine, profile: LoadedProfile) -> None:
         """Probabilities of the golden inputs are those of eager fp32 within the limit of the precision."""

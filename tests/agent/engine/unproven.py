@@ -13,6 +13,6 @@ from models.profile import LoadedProfile
 def build_unproven(backend: Backend, profile: LoadedProfile, target: Path, precision: str, batch: int) -> Manifest:
     """Compile into `target` and seal its manifest."""
     target.mkdir(parents=True)
-    outputs = backend.build(BuildRequest(profile, target, precision, batch, 1))
+    built = backend.build(BuildRequest(profile, target, precision, batch, 1))
     plan = Plan(target.parent.parent, profile, backend.name, precision, batch, 1)
-    return write_manifest(plan, backend, target, outputs, None)
+    return write_manifest(plan, backend, target, built, None)
