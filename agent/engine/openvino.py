@@ -1,14 +1,13 @@
-"""OpenVINO on the CPU: converted from torch at build time; at run time it reads the IR and never imports torch.
+"""OpenVINO on the CPU: at run time it reads the graph (IR) that the build wrote, and never imports torch.
 
 Decides precision and threads, and checks that the compiled graph really runs in the precision asked for.
-Nothing phones home: see `_openvino`.
+Nothing phones home: see `import_openvino`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.backend import BuildRequest, Built, check_rows, thread_count
+from agent.engine.device import this_cpu
 from agent.engine.manifest import Artefacts
 from models.contract import Prediction
 from models.profile import LoadedProfile
@@ -24,12 +24,16 @@ from models.registry import MODALITIES
 IR_XML, IR_BIN = "model.xml", "model.bin"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "fp32": "FP32"}
+_INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
+"""Without one of them 8-bit products overflow their 16 bits, and answers change."""
 _ARITHMETIC = ("Convolution", "FullyConnected", "MatMul", "GroupConvolution")
-MIN_SHARE = 0.9
-"""Least share of the arithmetic layers that must run in the precision asked for."""
+_NAMES = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
+MIN_SHARE = {"fp32": 0.9, "bf16": 0.9, "fp16": 0.9, "int8": 0.5}
+"""Least share of the arithmetic layers that must run in the precision asked for. With int8 the head's many small ones
+do not."""
 
 
-def _openvino() -> Any:
+def import_openvino() -> Any:
     """The openvino module, with its telemetry cut off.
 
     `import openvino` (2025 and 2026) imports openvino_telemetry, which on first use makes a client id under
@@ -49,8 +53,41 @@ def precision_census(compiled: Any) -> dict[str, int]:
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if info["layerType"].value in _ARITHMETIC:
-            census[info["runtimePrecision"].value] += 1
+            found = info["runtimePrecision"].value
+            census[_NAMES.get(found, found)] += 1
     return dict(census)
+
+
+def compile_graph(model: Any, precision: str, threads: int) -> Any:
+    """Compile for the least latency. With int8, what is not quantised runs in bf16 where the processor has it."""
+    core = import_openvino().Core()
+    rest = "bf16" if "bf16" in _offered(core) else "fp32"
+    return core.compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": _HINTS[rest if precision == "int8" else precision],
+            "EXECUTION_MODE_HINT": "ACCURACY" if precision == "fp32" else "PERFORMANCE",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": thread_count(threads),
+            # Pinned threads starve when another process holds "their" core.
+            "ENABLE_CPU_PINNING": False,
+        },
+    )
+
+
+def run_graph(request: Any, x_BCHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Every output, copied. So are inputs: the CPU plugin may run its first layers in place on a shared one."""
+    results = request.infer([x_BCHW], share_inputs=False)
+    return [np.array(results[index], np.float32) for index in range(len(results))]
+
+
+def _offered(core: Any) -> tuple[str, ...]:
+    """Precisions that the processor has instructions for, best first; int8, which must be asked for, last."""
+    found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    plain = tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
+    return (*plain, "int8") if _INT8_INSTRUCTIONS.intersection(this_cpu().instructions) else plain
 
 
 class OpenVinoEngine:
@@ -63,25 +100,11 @@ class OpenVinoEngine:
         self.precision, self.batch_size = manifest.precision, manifest.batch_size
         self._spec = profile.spec
         self._prepare = MODALITIES[profile.spec.modality].to_network_input
-        ov = _openvino()
-        model = ov.Core().read_model(artefacts.files[IR_XML], artefacts.files[IR_BIN])
-        hint = _HINTS[self.precision]
-        compiled = ov.Core().compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": hint,
-                "EXECUTION_MODE_HINT": "ACCURACY" if self.precision == "fp32" else "PERFORMANCE",
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": thread_count(threads),
-                # Pinned threads starve when another process holds "their" core.
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
+        model = import_openvino().Core().read_model(artefacts.files[IR_XML], artefacts.files[IR_BIN])
+        compiled = compile_graph(model, self.precision, threads)
         self.census = precision_census(compiled)
-        share = self.census.get(hint, 0) / max(1, sum(self.census.values()))
-        if share < MIN_SHARE:
+        share = self.census.get(self.precision, 0) / max(1, sum(self.census.values()))
+        if share < MIN_SHARE[self.precision]:
             raise RuntimeError(f"asked for {self.precision}, but the compiled layers run in {self.census}")
         self._outputs = [output.get_any_name() for output in compiled.outputs]
         if set(self._outputs) != set(manifest.outputs):
@@ -91,9 +114,8 @@ class OpenVinoEngine:
     def predict(self, x_BCHW: NDArray[np.uint16]) -> Prediction:
         """See Engine.predict."""
         check_rows(self, x_BCHW)
-        # Inputs are copied (share_inputs=False): the CPU plugin may run its first layers in place on a shared one.
-        results = self._request.infer([self._prepare(self._spec, x_BCHW)], share_inputs=False)
-        return {name: np.array(results[index], np.float32) for index, name in enumerate(self._outputs)}
+        values = run_graph(self._request, self._prepare(self._spec, x_BCHW))
+        return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
         """Drop the compiled model."""
@@ -119,33 +141,14 @@ class OpenVinoBackend:
         return None
 
     def precisions(self, device: str = "cpu") -> tuple[str, ...]:
-        """bf16 and fp16 where the processor has instructions for them; fp32 always."""
-        found = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
+        """bf16, fp16 and int8 where the processor has instructions for them; fp32 always."""
+        return _offered(import_openvino().Core())
 
     def build(self, request: BuildRequest) -> Built:
-        """Export the torch module with its embedding at its one batch shape; save it as IR, weights in fp32."""
-        from agent.engine.eager import import_torch, load_network
+        """Convert from torch, and for int8 quantise; save the graph."""
+        from agent.engine.openvino_build import build
 
-        torch = import_torch()
-        ov = _openvino()
-        profile = request.profile
-        prepare = MODALITIES[profile.spec.modality].to_network_input
-        rows = np.resize(profile.golden_inputs, (request.batch_size, *profile.golden_inputs.shape[1:]))
-        example = torch.from_numpy(prepare(profile.spec, rows))
-        network = load_network(profile)
-        torch.set_num_threads(1)  # on a busy machine torch's threads wait for each other
-        with torch.no_grad(), warnings.catch_warnings():
-            # torch's own decompositions use names that torch deprecates; nothing of it concerns us.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            exported = torch.export.export(network.with_embedding(), (example,))
-            model = ov.convert_model(exported, input=list(example.shape))
-        names = (network.emits, "embedding")
-        for output, name in zip(model.outputs, names, strict=True):
-            output.get_tensor().set_names({name})
-        ov.save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
-        return Built({name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)})
+        return build(request)
 
     def load(
         self, profile: LoadedProfile, artefacts: Artefacts | None, threads: int, device: str = "cpu"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.engine import class_probabilities, load_built, open_built, predict_padded
+from agent.engine.backend import PRECISIONS
 from agent.engine.eager import EagerBackend
 from agent.engine.gates import independence_gate
 from agent.engine.manifest import Artefacts, engine_folder, read_engine
@@ -75,23 +76,33 @@ def test_no_torch_and_no_call_home(folder: Path, tmp_path: Path) -> None:
 
 
 def test_precisions_of_this_machine() -> None:
-    """fp32 is always there and comes last; every precision named is one of ours."""
+    """fp32 is always there; int8, which must be asked for, comes after it; every precision named is one of ours."""
     need_openvino()
     found = OpenVinoBackend().precisions()
-    assert found[-1] == "fp32"
-    assert set(found) <= {"bf16", "fp16", "fp32"}
+    assert "fp32" in found
+    assert set(found[found.index("fp32") + 1 :]) <= {"int8"}
+    assert set(found) <= set(PRECISIONS)
 
 
 def test_layers_run_in_the_precision_asked_for(folder: Path, profile: LoadedProfile) -> None:
     """The census of the compiled graph shows every convolution and product in the precision of the manifest."""
     artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
-    for precision in OpenVinoBackend().precisions():
+    for precision in set(OpenVinoBackend().precisions()) - {"int8"}:
         manifest = artefacts.manifest.model_copy(update={"precision": precision})
         engine = OpenVinoEngine(profile, Artefacts(manifest, artefacts.files), 1)
-        hint = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision]
-        assert engine.census[hint] >= MIN_SHARE * sum(engine.census.values())
+        assert engine.census[precision] >= MIN_SHARE[precision] * sum(engine.census.values())
         assert sum(engine.census.values()) >= 20 + 6  # ResNet-18's convolutions, the head's products
         engine.close()
+
+
+def test_a_graph_that_is_not_quantised_is_no_int8_engine(folder: Path, profile: LoadedProfile) -> None:
+    """A manifest that says int8 beside a graph in fp32 is refused with what its layers run in."""
+    if "int8" not in OpenVinoBackend().precisions():
+        pytest.skip("this processor has no int8")
+    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
+    manifest = artefacts.manifest.model_copy(update={"precision": "int8"})
+    with pytest.raises(RuntimeError, match="asked for int8"):
+        OpenVinoEngine(profile, Artefacts(manifest, artefacts.files), 1)
 
 
 def test_damaged_ir_is_a_clear_error(folder: Path, profile: LoadedProfile) -> None:

@@ -1,0 +1,247 @@
+"""Convolutions in int8 whose answers stay: an OpenVINO graph in fp32 and patches of its domain in, a rounded one out.
+
+Rounding each weight to its nearest step fails on these networks: a patch is bright everywhere, so the errors of a
+filter's weights add up. Here each filter is rounded weight by weight, and what one rounding lost is made up by the
+weights that follow, as the measured second moments of their inputs say (GPTQ: Frantar et al., 2022). What is left of
+the mean goes into the offset. Activations get 255 steps over the range that was measured, weights 127 on either side
+of zero per filter. Other layers stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+POSITIONS = 200
+"""Places of each calibration patch at which a convolution's inputs are looked at."""
+DAMPING = 0.01
+"""Share of the mean second moment that is added to each, so that they can be inverted."""
+HEADROOM = 1.1
+"""Measured ranges are widened by this: other patches may go beyond the calibration's."""
+_STEPS, _WEIGHT_STEPS = 255, 127
+_BLOCK = 64
+
+
+Span = tuple[float, float]
+"""Lowest and highest value that was seen."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A convolution's filters in whole steps."""
+
+    steps: NDArray[np.int8]
+    """[O, K]."""
+    scales: NDArray[np.float64]
+    """[O] size of a step."""
+    offset: NDArray[np.float64]
+    """[O] mean of what rounding took from each output."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How to quantise a network, by the number of the convolution (or shortcut) in the order of the data: the same
+    network has the same numbers at every batch size.
+    """
+
+    inputs: list[Span]
+    """What goes into each convolution."""
+    shortcuts: list[Span]
+    """The second convolution of each sum of two."""
+    filters: list[Filters]
+    embedding: NDArray[np.float64]
+    """[E] mean embedding in fp32 over the inputs."""
+
+
+def convolutions(model: Any) -> list[Any]:
+    """The convolutions with weights of their own, in the order of the data."""
+    return [
+        node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Convolution" and _source(node, 1).get_type_name() == "Constant"
+    ]
+
+
+def prepare(model: Any, compile_model: Callable[[Any], Any], inputs: Sequence[NDArray[np.float32]]) -> Rounding:
+    """Run a graph of batch size 1 on `inputs`, look at what goes into each convolution and each sum of two, and round
+    the filters accordingly.
+    """
+    model = model.clone()
+    layers = convolutions(model)
+    values = [layer.input_value(0) for layer in layers] + _shortcuts(model)
+    own = len(model.outputs)
+    distinct = {value.get_node().get_friendly_name(): value for value in values}
+    model.add_outputs(list(distinct.values()))
+    wanted = [own + list(distinct).index(value.get_node().get_friendly_name()) for value in values]
+    request = compile_model(model).create_infer_request()
+    random = np.random.Generator(np.random.PCG64(0))
+    lows, highs = np.full(len(values), np.inf), np.full(len(values), -np.inf)
+    seen = [_Seen() for _ in layers]
+    embedding: Any = 0.0
+    for x_1CHW in inputs:
+        results = request.infer([x_1CHW], share_inputs=False)
+        lows = np.minimum(lows, [results[index].min() for index in wanted])
+        highs = np.maximum(highs, [results[index].max() for index in wanted])
+        embedding = embedding + results["embedding"][0].astype(np.float64)
+        for number, layer in enumerate(layers):
+            seen[number].add(_columns(results[wanted[number]][0], layer, random))
+    spans = list(zip(lows.tolist(), highs.tolist(), strict=True))
+    filters = [_rounded(_source(layer, 1).get_data(), one) for layer, one in zip(layers, seen, strict=True)]
+    return Rounding(spans[: len(layers)], spans[len(layers) :], filters, embedding / len(inputs))
+
+
+class _Seen:
+    """First and second moments of the inputs of one convolution's outputs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum_K: Any = 0.0
+        self.products_KK: Any = 0.0
+
+    def add(self, columns_NK: NDArray[np.float32]) -> None:
+        self.count += len(columns_NK)
+        self.sum_K = self.sum_K + columns_NK.sum(axis=0)
+        self.products_KK = self.products_KK + columns_NK.T @ columns_NK
+
+
+def _rounded(weights_OCHW: NDArray[np.float32], seen: _Seen) -> Filters:
+    weights_OK = weights_OCHW.reshape(len(weights_OCHW), -1)
+    steps_OK, scales_O = round_filters(weights_OK, seen.products_KK / seen.count)
+    offset_O = (weights_OK - steps_OK * scales_O[:, None]) @ (seen.sum_K / seen.count)
+    return Filters(steps_OK.astype(np.int8), scales_O, offset_O)
+
+
+def shift_of(
+    quantised: Any, compile_model: Callable[[Any], Any], inputs: Sequence[NDArray[np.float32]], rounding: Rounding
+) -> NDArray[np.float64]:
+    """What quantising took from the mean embedding [E] over `inputs`."""
+    request = compile_model(quantised).create_infer_request()
+    found = [request.infer([x_1CHW], share_inputs=False)["embedding"][0].astype(np.float64) for x_1CHW in inputs]
+    shift_E: NDArray[np.float64] = rounding.embedding - np.mean(found, axis=0)
+    return shift_E
+
+
+def quantise(
+    model: Any,
+    rounding: Rounding,
+    keep: frozenset[int] = frozenset(),
+    shift_E: NDArray[np.float64] | None = None,
+) -> Any:
+    """The graph with every convolution in int8 but those of `keep` (numbers), and `shift_E` added to its embedding."""
+    from openvino import opset13 as op
+
+    model = model.clone()
+    layers = convolutions(model)
+    kept = {layers[number].get_friendly_name() for number in keep}
+    shortcuts = _shortcuts(model)
+    stepped: dict[str, Any] = {}
+    for number, node in enumerate(layers):
+        if number not in keep:
+            _store(node, rounding.filters[number], op)
+            value = node.input_value(0)
+            if value.get_node().get_friendly_name() not in stepped:
+                stepped[value.get_node().get_friendly_name()] = value, rounding.inputs[number]
+    for value, span in stepped.values():
+        # The sum behind a block takes the same rounded values as the block's first convolution.
+        users = [c for c in value.get_target_inputs() if c.get_node().get_friendly_name() not in kept]
+        _replace(users, _stepped(value, span, op))
+    for value, span in zip(shortcuts, rounding.shortcuts, strict=True):
+        if _source(value.get_node()).get_friendly_name() not in kept:
+            _replace(list(value.get_target_inputs()), _stepped(value, span, op))
+    if shift_E is not None:
+        value = model.output("embedding").get_node().input_value(0)
+        users = list(value.get_target_inputs())
+        shifted = op.add(value, op.constant(shift_E[None].astype(np.float32))).output(0)
+        value.get_tensor().set_names(set())
+        shifted.get_tensor().set_names({"embedding"})
+        _replace(users, shifted)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _store(node: Any, filters: Filters, op: Any) -> None:
+    """Give a convolution filters in int8, and the offset behind it what their rounding took."""
+    shape = node.input_value(1).get_shape()
+    stored = op.constant(filters.steps.reshape(shape))
+    scales = op.constant(filters.scales.reshape(-1, 1, 1, 1).astype(np.float32))
+    node.input(1).replace_source_output(op.multiply(op.convert(stored, "f32"), scales).output(0))
+    (consumer,) = node.output(0).get_target_inputs()
+    offset = consumer.get_node().input(1 - consumer.get_index())
+    value = offset.get_source_output().get_node().get_data()
+    corrected = value + filters.offset.reshape(value.shape)
+    offset.replace_source_output(op.constant(corrected.astype(np.float32)).output(0))
+
+
+def round_filters(
+    weights_OK: NDArray[np.float32], moments_KK: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Filters to whole steps [O, K] within ±127 and the size of a step [O], so that the outputs change least.
+
+    Weights are rounded one input after the other; each rounding's error moves the weights still to come by what
+    makes up for it best under the inputs' second moments. Source: GPTQ, arXiv:2210.17323, algorithm 1.
+    """
+    work_OK = weights_OK.astype(np.float64)
+    filters, inputs = work_OK.shape
+    scales_O = np.maximum(np.abs(work_OK).max(axis=1), 1e-12) / _WEIGHT_STEPS
+    damped_KK = moments_KK + np.eye(inputs) * max(DAMPING * np.trace(moments_KK) / inputs, 1e-12)
+    upper_KK = np.linalg.cholesky(np.linalg.inv(damped_KK)).T
+    steps_OK = np.empty_like(work_OK)
+    for start in range(0, inputs, _BLOCK):
+        end = min(start + _BLOCK, inputs)
+        errors_OB = np.empty((filters, end - start))
+        for i in range(start, end):
+            steps_OK[:, i] = np.clip(np.round(work_OK[:, i] / scales_O), -_WEIGHT_STEPS, _WEIGHT_STEPS)
+            error_O = (work_OK[:, i] - steps_OK[:, i] * scales_O) / upper_KK[i, i]
+            work_OK[:, i + 1 : end] -= np.outer(error_O, upper_KK[i, i + 1 : end])
+            errors_OB[:, i - start] = error_O
+        work_OK[:, end:] -= errors_OB @ upper_KK[start:end, end:]
+    return steps_OK, scales_O
+
+
+def _source(node: Any, index: int = 0) -> Any:
+    return node.input_value(index).get_node()
+
+
+def _replace(users: list[Any], value: Any) -> None:
+    for user in users:
+        user.replace_source_output(value)
+
+
+def _shortcuts(model: Any) -> list[Any]:
+    """Of each sum of two convolutions the second: rounded too, the two can be added as they come out."""
+    sums = [node for node in model.get_ordered_ops() if node.get_type_name() == "Add"]
+    return [n.input_value(1) for n in sums if all(_is_offset_convolution(_source(n, i)) for i in (0, 1))]
+
+
+def _is_offset_convolution(node: Any) -> bool:
+    is_offset: bool = node.get_type_name() == "Add" and _source(node).get_type_name() == "Convolution"
+    return is_offset
+
+
+def _columns(x_CHW: NDArray[np.float32], layer: Any, random: np.random.Generator) -> NDArray[np.float32]:
+    """The inputs [N, K] of some of a convolution's output values, in the order of its weights."""
+    height, width = layer.input_value(1).get_shape()[2:]
+    how = layer.get_attributes()
+    (down, right), before, after = how["strides"], how["pads_begin"], how["pads_end"]
+    padded = np.pad(x_CHW, ((0, 0), (before[0], after[0]), (before[1], after[1])))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))[:, ::down, ::right]
+    outputs = windows.shape[1] * windows.shape[2]
+    places = random.choice(outputs, min(POSITIONS, outputs), replace=False)
+    ys, xs = np.divmod(places, windows.shape[2])
+    return np.ascontiguousarray(windows[:, ys, xs].swapaxes(0, 1)).reshape(len(places), -1)
+
+
+def _stepped(value: Any, span: tuple[float, float], op: Any) -> Any:
+    """The tensor in 256 levels over the widened span: from zero where it is never negative, else around zero."""
+    low, high = span
+    if low >= 0:
+        low, high = 0.0, max(high * HEADROOM, 1e-6)
+    else:
+        high = max(-low, high) * HEADROOM
+        low = -high * 128 / 127
+    bounds = [np.float32(low), np.float32(high)] * 2
+    return op.fake_quantize(value, *bounds, _STEPS + 1).output(0)
