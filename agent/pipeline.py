@@ -69,6 +69,11 @@ def _follow(
     sender.health_interval_s = now.mqtt.health_interval_s
 
 
+def _session_id() -> str:
+    """Short, since it is in every message, small heat map arrays too."""
+    return uuid.uuid4().hex[:16]
+
+
 class Pipeline:
     """The daemon: `run` blocks until it has ended and returns the exit code."""
 
@@ -91,9 +96,7 @@ class Pipeline:
         ledger, rescue = open_ledger(settings.state_dir / "ledger.sqlite", settings.patient.keep_days)
         self._resources.callback(ledger.close)
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
-        # Short, since it is in every message, small heat map arrays too.
-        session_id, in_service = uuid.uuid4().hex[:16], tell_engine(engine.choice)
-        speaker = Speaker(session_id, topics, profile, in_service, lambda: datetime.now(UTC))
+        speaker = Speaker(_session_id(), topics, profile, tell_engine(engine.choice), lambda: datetime.now(UTC))
         speech = Speech(speaker, engine.choice, ledger.next_boot(), datetime.now(UTC))
         self._trail = AuditTrail(ledger.audit, self._live, speech)
         self._keep_up = keeping_up(settings, ledger, speaker, rescue)

@@ -5,7 +5,6 @@ Knows no backend, and nothing of what is counted: who runs a batch runs the same
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +15,14 @@ from numpy.typing import NDArray
 
 from agent.discretion import told
 from agent.engine import Choice, nothing_left, self_test, usable
-from agent.engine.owner import Owner
+from agent.engine.owner import EngineHung, Owner
 from agent.errors import AgentError, EngineError
 from agent.settings import EngineSettings
 from models.contract import Prediction
 from models.profile import LoadedProfile
 
+LOAD_LIMIT_S = 200.0
+"""Longest wait for an engine to be loaded and to pass its golden pair; the unit allows 300 s for the start."""
 CLOSE_LIMIT_S = 5.0
 """Longest wait for an engine to free what it holds."""
 
@@ -64,7 +65,7 @@ class Service:
         """Take the first of `choices`, which are loaded as they are taken and fill `passed_over` as they come.
 
         `limit_s` is the longest that one batch may take, seconds; 0 sets none, and needs no thread. Raises
-        SettingsError and EngineError.
+        SettingsError, EngineError and EngineHung.
         """
         self.beat: Callable[[], None] = lambda: None
         self.replaced: Callable[[Replacement], None] = lambda _: None
@@ -101,7 +102,7 @@ class Service:
         self.close()
         try:
             self._take()
-        except EngineError as error:
+        except (EngineError, EngineHung) as error:
             raise EngineError(f"{reason}; {error}") from why
         change = Replacement(before, self.choice.label, reason)
         self.replacements += (change,)
@@ -122,7 +123,7 @@ class Service:
         owner = Owner() if self._limit_s else None
         choice = None
         try:
-            choice = owner.call(self._next, math.inf, self.beat) if owner else self._next()
+            choice = owner.call(self._next, LOAD_LIMIT_S, self.beat) if owner else self._next()
         finally:
             if choice is None and owner:
                 owner.end(lambda: None, CLOSE_LIMIT_S)
