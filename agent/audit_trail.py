@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from agent.audit import LedgerAudit
-from agent.engine import BACKENDS
+from agent.engine import BACKENDS, Choice
 from agent.engine.device import this_cpu
 from agent.engine.manifest import distribution_version
 from agent.reload import LiveSettings
@@ -30,13 +30,14 @@ LIBRARIES = ("numpy", "imagecodecs", "pydicom", "safetensors", "tifffile", "xxha
 
 
 class AuditTrail:
-    """Enters start, changed settings and end, and writes what waits into the log's files."""
+    """Enters start, changed settings, engines that take over, and end; writes what waits into the log's files."""
 
     def __init__(self, audit: LedgerAudit, live: LiveSettings, speech: Speech) -> None:
         """Enters the start. Raises LedgerError."""
         self._audit = audit
         self._live = live
         self._settings = live.now
+        self._speech, self._choice = speech, speech.choice
         self._session_id = speech.speaker.session_id
         audit.add("start", {**_of_start(speech), **of_settings(self._settings)})
         audit.export()
@@ -46,6 +47,10 @@ class AuditTrail:
         if self._live.now is not self._settings:
             self._settings = self._live.now
             self._audit.add("settings", of_settings(self._settings))
+        if self._speech.choice is not self._choice:
+            self._choice = self._speech.choice
+            said = {"session_id": self._session_id, "passed_over": self._choice.passed_over}
+            self._audit.add("engine", {**said, **_of_engine(self._choice)})
         self._audit.export()
 
     def end(self) -> None:
@@ -76,22 +81,30 @@ def _flat(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _of_start(speech: Speech) -> dict[str, Any]:
-    speaker, choice = speech.speaker, speech.choice
-    manifest, backend = choice.manifest, BACKENDS.get(speaker.engine.name)
-    libraries = (*LIBRARIES, *(backend.requires if backend else ()))
+    speaker = speech.speaker
     return {
         "version": version(DISTRIBUTION),
         "boot_seq": speech.boot_seq,
         "session_id": speaker.session_id,
         "profile": speaker.profile_ref.model_dump(),
+        **_of_engine(speech.choice),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _of_engine(choice: Choice) -> dict[str, Any]:
+    """The engine in service, and the versions of what it runs on."""
+    engine, manifest, backend = choice.engine, choice.manifest, BACKENDS.get(choice.engine.name)
+    libraries = (*LIBRARIES, *(backend.requires if backend else ()))
+    return {
         "engine": {
-            **speaker.engine.model_dump(),
-            "batch": choice.engine.batch_size,
+            "name": engine.name,
+            "precision": engine.precision,
+            "batch": engine.batch_size,
             "device": this_cpu().model,
             "manifest_sha256": manifest.sha256 if manifest else None,
             "files": manifest.files if manifest else {},
         },
-        "python": platform.python_version(),
         "libraries": {**{name: distribution_version(name) for name in libraries}, "sqlite": sqlite3.sqlite_version},
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }

@@ -65,6 +65,7 @@ class Figures:
             profile=speaker.profile_ref,
             engine=speaker.engine,
             passed_over=tuple(self.speech.choice.passed_over),
+            engine_replacements=self.engine.replacements,
             since=self.speech.since,
             uptime_s=now - self.started_s,
             patches=Counts(seen=counts.seen, used=counts.used, rejected=dict(counts.rejected)),

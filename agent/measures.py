@@ -119,6 +119,8 @@ class EngineMeasures:
         self.recent = Recent()
         self.alerts: dict[str, int] = {}
         """Reason → problems told to people; replaced whole."""
+        self.replacements = 0
+        """Engines that broke and were replaced by the next."""
         self._waiting: list[tuple[float, list[float]]] = []
 
     def ran(self, seen_s: Iterable[float], started_s: float, ended_s: float) -> None:

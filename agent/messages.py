@@ -169,6 +169,8 @@ class Health(Payload):
     """What runs them."""
     passed_over: tuple[str, ...] = ()
     """Engines preferred to the one that runs; `status` says why."""
+    engine_replacements: Count = 0
+    """Times that the engine in service broke and the next one took over."""
     since: UtcTime | None = None
     """Start of the agent, as in `status`."""
     uptime_s: float = Field(ge=0)

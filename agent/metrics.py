@@ -42,6 +42,8 @@ def _process(now: Health) -> Iterator[Metric]:
     yield InfoMetricFamily("srh_engine", "What runs the network", now.engine.model_dump())
     passed_over = dict.fromkeys(now.passed_over, 1)
     yield _gauges("srh_engine_passed_over", "1 for an engine preferred to the one that runs", "engine", passed_over)
+    replaced = now.engine_replacements
+    yield CounterMetricFamily("srh_engine_replacements", "Engines that broke and were replaced by the next", replaced)
     if now.since is not None:
         yield _gauge("srh_start_time_seconds", "Start of the agent, since the epoch", now.since.timestamp())
     yield _gauge("srh_uptime_seconds", "Since the start of the agent", now.uptime_s)

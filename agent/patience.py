@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.settings import Settings
+
 
 @dataclass
 class Patience:
@@ -19,3 +21,14 @@ class Patience:
     """After this a patient has ended."""
     next_ends_patient: bool = True
     """The next patient's first byte ends this one."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Patience:
+        """The settings' limits of silence."""
+        return cls(
+            settle_s=settings.watch.settle_s,
+            stall_after_s=settings.watch.stall_after_s,
+            slide_quiet_s=settings.watch.slide_quiet_s,
+            patient_quiet_s=settings.patient.quiet_s,
+            next_ends_patient=settings.patient.on_next,
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 
 import structlog
 
@@ -19,7 +18,7 @@ from agent.audit_trail import AuditTrail
 from agent.batching import Batcher
 from agent.catch_up import CatchUp
 from agent.command_desk import CommandDesk
-from agent.engine import choose, self_test
+from agent.engine.service import serve
 from agent.feeder import Feeder
 from agent.formats import Limits
 from agent.formats.detect import open_parser
@@ -32,7 +31,6 @@ from agent.ledger_rescue import open_ledger
 from agent.ledger_upkeep import keeping_up
 from agent.measures import EngineMeasures, SenderMeasures
 from agent.memory import Memory
-from agent.messages import EngineRef
 from agent.metrics import serve_metrics
 from agent.naming import rules_of
 from agent.overseer import oversee
@@ -46,7 +44,7 @@ from agent.reload import LiveSettings
 from agent.reporter import Reporter, Speaker
 from agent.sender import Sender
 from agent.settings import Settings
-from agent.speech import Speech
+from agent.speech import Speech, tell_engine
 from agent.spool import MOST_WAITING
 from agent.spooler import spooling
 from agent.topics import Topics
@@ -58,28 +56,22 @@ from models.registry import MODALITIES
 log = structlog.get_logger("agent")
 
 
-def patience_of(settings: Settings) -> Patience:
-    """The settings' limits of silence."""
-    return Patience(
-        settle_s=settings.watch.settle_s,
-        stall_after_s=settings.watch.stall_after_s,
-        slide_quiet_s=settings.watch.slide_quiet_s,
-        patient_quiet_s=settings.patient.quiet_s,
-        next_ends_patient=settings.patient.on_next,
-    )
-
-
 def _follow(
     now: Settings, watch: Watch, patience: Patience, batcher: Batcher, worker: Worker, sender: Sender
 ) -> None:
     """Give the rooms the settings that agent.reload.LIVE lists."""
     host.set_level(now.log.level)
     watch.scan_interval_s = now.watch.scan_interval_s
-    for name, value in vars(patience_of(now)).items():
+    for name, value in vars(Patience.of(now)).items():
         setattr(patience, name, value)
     batcher.deadline_s = now.pipeline.batch_deadline_ms / 1e3
     worker.interval_s = now.pipeline.publish_interval_ms / 1e3
     sender.health_interval_s = now.mqtt.health_interval_s
+
+
+def _session_id() -> str:
+    """Short, since it is in every message, small heat map arrays too."""
+    return uuid.uuid4().hex[:16]
 
 
 class Pipeline:
@@ -99,22 +91,13 @@ class Pipeline:
     def _build(self) -> None:
         settings = self._settings
         profile = load_profile_folder(settings.profile)
-        choice = choose(settings.profile, profile, settings.engine.order, settings.engine.threads)
-        self._resources.callback(choice.engine.close)
-        engine = EngineRef(name=choice.engine.name, precision=choice.engine.precision)
-        log.info(
-            "engine",
-            engine=engine.name,
-            precision=engine.precision,
-            batch=choice.engine.batch_size,
-            passed_over=choice.passed_over,
-        )
+        engine = serve(settings.profile, profile, settings.engine)
+        self._resources.callback(engine.close)
         ledger, rescue = open_ledger(settings.state_dir / "ledger.sqlite", settings.patient.keep_days)
         self._resources.callback(ledger.close)
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
-        # Short, since it is in every message, small heat map arrays too.
-        speaker = Speaker(uuid.uuid4().hex[:16], topics, profile, engine, lambda: datetime.now(UTC))
-        speech = Speech(speaker, choice, ledger.next_boot(), datetime.now(UTC))
+        speaker = Speaker(_session_id(), topics, profile, tell_engine(engine.choice), lambda: datetime.now(UTC))
+        speech = Speech(speaker, engine.choice, ledger.next_boot(), datetime.now(UTC))
         self._trail = AuditTrail(ledger.audit, self._live, speech)
         self._keep_up = keeping_up(settings, ledger, speaker, rescue)
         memory = Memory.of(ledger, profile.sha256)
@@ -134,10 +117,17 @@ class Pipeline:
             wake=wakeup.set,
         )
         reader = self._reader(profile.spec, memory)
-        batcher = Batcher(choice.engine.batch_size, settings.pipeline.batch_deadline_ms / 1e3)
+        batcher = Batcher(engine.batch_size, settings.pipeline.batch_deadline_ms / 1e3)
         feeder = Feeder(reader, batcher, self._work, token, wakeup, beat=self._pulse.beats("reader"))
-        test, beat = partial(self_test, choice.engine, profile), self._pulse.beats("engine")
-        reducer = Reducer(choice.engine, profile.spec, memory.patches, profile.reference, self_test=test, beat=beat)
+        engine.beat = beat = self._pulse.beats("engine")
+        reducer = Reducer(
+            engine,
+            profile.spec,
+            memory.patches,
+            profile.reference,
+            self_test=engine.self_test,
+            next_engine=engine.next_engine,
+        )
         reducer.resume(memory.finals)
         reporter = Reporter(reducer, speaker, memory.finals)
         worker = Worker(
@@ -151,6 +141,7 @@ class Pipeline:
             wall=speaker.wall,
             measures=self._measures[0],
         )
+        engine.replaced = lambda change: worker.replaced(change.detail, speech.take_over(engine.choice))
         # Before anybody can see the last start's: nothing is on the table until something arrives.
         ledger.append(Record(profile.sha256, messages=(reporter.current(None),)))
         sender = self._sender(speech, ledger, feeder, reducer, reader)
@@ -159,7 +150,7 @@ class Pipeline:
 
     def _reader(self, spec: Profile, memory: Memory) -> Reader:
         settings = self._settings
-        self._patience = patience_of(settings)
+        self._patience = Patience.of(settings)
         naming = Pseudonyms(
             load_or_create_key(settings.identity.key_file or settings.state_dir / "identity.key"),
             settings.identity.lookup_file,

@@ -17,7 +17,7 @@ from agent.acquisition import State
 from agent.batching import Batch
 from agent.engine import Engine, predict_padded
 from agent.engine.isolation import FAILED, Isolation
-from agent.errors import EngineError
+from agent.errors import AgentError, EngineError
 from agent.intake import Progress
 from agent.ledger import CountedPatch, FinalRow
 from agent.ledger_records import RETRACTED, PartRead
@@ -76,7 +76,7 @@ class Reducer:
     """Holds one exact tally per slide; `restored` are the patches that the ledger has already.
 
     Without a `reference`, or with an engine that gives no embedding, patches are counted but not judged. `self_test`
-    and `beat`: see agent.engine.isolation.
+    and the callables after it: see agent.engine.isolation.
     """
 
     def __init__(
@@ -88,11 +88,12 @@ class Reducer:
         *,
         self_test: Callable[[], object] | None = None,
         beat: Callable[[], None] = lambda: None,
+        next_engine: Callable[[AgentError], None] | None = None,
     ) -> None:
         self.engine = engine
         self.profile = profile
         self._reference = reference
-        self._isolation = Isolation(self_test, beat)
+        self._isolation = Isolation(self_test, beat, next_engine)
         self.slides: dict[SlideKey, SlideRecord] = {}
         self._of_patient: dict[str, list[SlideKey]] = {}
         self.total = Counts()
@@ -147,8 +148,8 @@ class Reducer:
     def run(self, batch: Batch) -> list[CountedPatch]:
         """Predict, calibrate, judge and count; returns the patches that are new or corrected.
 
-        A patch that the engine cannot run is rejected as `engine_failed`. Raises EngineError when it is the engine
-        that is broken: then nothing of the batch is counted.
+        A patch that the engine cannot run is rejected as `engine_failed`. When it is the engine that is broken, the
+        whole batch is run again on the next; raises EngineError when there is none: then nothing of it is counted.
         """
         rows = [CountedPatch(key, None, reason, None, digest) for key, reason, digest in batch.rejected]
         if batch.inputs:

@@ -40,20 +40,22 @@ LOOK_AT = {
     "waiting",
     "duplicate",
     "changed_late",
+    "engine_replaced",
 }
 """Problems that time or a person may mend: severity `warning`; everything else is an `error`."""
-FLEETING = {"folder_unavailable", "folder_hangs", "not_readable", "waiting"}
+FLEETING = {"folder_unavailable", "folder_hangs", "not_readable", "waiting", "engine_replaced"}
 """Problems of the machine rather than of a file's bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Speaker:
-    """Who speaks: the same in every message of one start of the agent."""
+    """Who speaks: the same in every message of one start of the agent, but for an engine that is replaced."""
 
     session_id: str
     topics: Topics
     profile: LoadedProfile
     engine: EngineRef
+    """The one in service; replaced whole."""
     wall: Callable[[], datetime]
     """Current time, with time zone."""
 

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from rich.progress import Progress as Bar
 
 from agent import host
 from agent.batching import Batch, Batcher
-from agent.engine import choose, self_test
+from agent.engine.service import Replacement, serve
 from agent.errors import AgentError, SettingsError
 from agent.formats import Limits
 from agent.formats.detect import open_parser
@@ -33,7 +32,7 @@ from agent.profile_folder import load_profile_folder
 from agent.reader import Reader
 from agent.reducer import Reducer
 from agent.score_report import document_of, show
-from agent.settings import load_settings
+from agent.settings import EngineSettings, Settings, load_settings
 from agent.watch import Changes
 from models.contract import ModelInput
 from models.profile import LoadedProfile
@@ -147,11 +146,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = HELP
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder or file of finished slides")
     parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="profile folder")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="take `naming` and engine threads from here")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="take `naming`, engine threads and batch limit from here"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write patches, slides and patients as JSON")
-    parser.add_argument("--backend", metavar="B", help="engine to use (default: openvino where built, else eager)")
+    parser.add_argument(
+        "--backend", metavar="B", help="engine, as in engine.order (default: openvino where built, else eager)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine (0, the default: every core)")
     parser.add_argument("--json", action="store_true", help="print the JSON without the patches instead of a table")
+
+
+def _engine_settings(args: argparse.Namespace, settings: Settings | None) -> EngineSettings:
+    """Those of the settings file, but for the order: whoever scores says it here."""
+    engine = settings.engine if settings else EngineSettings()
+    order = (args.backend,) if args.backend else ("openvino", "eager")
+    threads = engine.threads if args.threads is None else args.threads
+    return engine.model_copy(update={"order": order, "threads": threads})
+
+
+def _tell_replaced(change: Replacement) -> None:
+    Console(stderr=True).print(change.detail, style="yellow", highlight=False, soft_wrap=True)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -159,21 +174,25 @@ def main(args: argparse.Namespace) -> int:
     host.configure_logging("warning", "console")
     settings = load_settings(args.config) if args.config else None
     naming = settings.naming if settings else NamingSettings()
-    threads = args.threads if args.threads is not None else settings.engine.threads if settings else 0
     folders = finished_folders(args.paths, naming)
     profile = load_profile_folder(args.profile)
-    order = [args.backend] if args.backend else ["openvino", "eager"]
-    choice = choose(args.profile, profile, order, threads)
-    test = partial(self_test, choice.engine, profile)
-    reducer = Reducer(choice.engine, profile.spec, reference=profile.reference, self_test=test)
+    engine = serve(args.profile, profile, _engine_settings(args, settings))
+    engine.replaced = _tell_replaced
+    reducer = Reducer(
+        engine,
+        profile.spec,
+        reference=profile.reference,
+        self_test=engine.self_test,
+        next_engine=engine.next_engine,
+    )
     scorer = Scorer(profile, reducer, naming)
     started = time.monotonic()
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"patches ({choice.engine.name} {choice.engine.precision})", total=None)
+        task = bar.add_task(f"patches ({engine.name} {engine.precision})", total=None)
         for folder in folders:
             for count in scorer.score(folder):
                 bar.update(task, completed=count)
-    document = document_of(profile, scorer.reducer, scorer.patches, scorer.problems)
+    document = document_of(profile, scorer.reducer, scorer.patches, scorer.problems, engine.replacements)
     if args.out:
         try:
             args.out.touch(0o600)  # it speaks of patients as their folders do

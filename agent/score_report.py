@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.acquisition import State
+from agent.engine.service import Replacement
 from agent.intake import Problem
 from agent.ledger import CountedPatch
 from agent.reducer import Reducer, SlideRecord, state_of
@@ -20,9 +21,13 @@ from models.profile import LoadedProfile
 
 
 def document_of(
-    profile: LoadedProfile, reducer: Reducer, patches: Iterable[CountedPatch], problems: Iterable[Problem]
+    profile: LoadedProfile,
+    reducer: Reducer,
+    patches: Iterable[CountedPatch],
+    problems: Iterable[Problem],
+    replacements: Iterable[Replacement] = (),
 ) -> dict[str, Any]:
-    """The document that `--out` writes."""
+    """The document that `--out` writes: `engine` is the one in service at the end, `replaced` those before it."""
     spec = profile.spec
     used = sorted((row for row in patches if row.values is not None), key=lambda row: row.key)
     patients = sorted({key.patient for key in reducer.slides})
@@ -38,6 +43,9 @@ def document_of(
     return {
         "profile": {"name": spec.name, "version": spec.version, "sha256": profile.sha256},
         "engine": {"name": reducer.engine.name, "precision": reducer.engine.precision},
+        "replaced": [
+            {"engine": change.before, "by": change.after, "reason": change.reason} for change in replacements
+        ],
         "intended_use": spec.intended_use,
         "classes": list(spec.classes),
         "patches": [

@@ -107,9 +107,13 @@ class EngineSettings(Section):
     """What runs the network."""
 
     order: tuple[str, ...] = Field(("openvino", "eager"), min_length=1)
-    """Backends by preference; the first usable one runs, and the others' reasons are told."""
+    """Engines by preference: the first usable one runs, the next takes over when it breaks, and the reasons are
+    told. An entry is a backend (`openvino`) or the beginning of an engine's folder (`openvino-int8`,
+    `openvino-bf16-b32`); of several, those of the backend's batch in service come first, then the newest."""
     threads: int = Field(0, ge=0)
     """Threads of the engine; 0 takes every core."""
+    batch_limit_s: float = Field(30.0, ge=0)
+    """An engine that leaves one batch unanswered for this many seconds is replaced by the next; 0 sets no limit."""
 
 
 class IdentitySettings(Section):

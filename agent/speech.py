@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.commands import BuiltEngine, EngineInService
 from agent.engine import Choice, built_engines
-from agent.messages import Alert, Status
+from agent.messages import Alert, EngineRef, Status
 from agent.reporter import Speaker
 from agent.topics import Message
 
@@ -28,12 +28,23 @@ class _Heard(BaseModel):
     boot_seq: int
 
 
-@dataclass(frozen=True)
+def tell_engine(choice: Choice) -> EngineRef:
+    """Log which engine is in service, and a warning for each one preferred to it; returns how messages name it."""
+    log, engine = structlog.get_logger("agent"), choice.engine
+    for label, reason in choice.passed_over.items():
+        log.warning("engine_passed_over", engine=label, reason=reason)
+    said = {"engine": engine.name, "precision": engine.precision, "batch": engine.batch_size}
+    log.info("engine", **said, passed_over=choice.passed_over)
+    return EngineRef(name=engine.name, precision=engine.precision)
+
+
+@dataclass
 class Speech:
     """The messages that speak of the process itself."""
 
     speaker: Speaker
     choice: Choice
+    """The engine in service; replaced whole."""
     boot_seq: int
     since: datetime
 
@@ -52,6 +63,12 @@ class Speech:
             }
         )
         return self.speaker.topics.message(payload)
+
+    def take_over(self, choice: Choice) -> Message:
+        """Another engine is in service: what is said from now on names it. Returns the status, to be said anew."""
+        self.choice = choice
+        self.speaker.engine = tell_engine(choice)
+        return self.status("online")
 
     def is_contradicted_by(self, payload: bytes) -> bool:
         """Whether a status on our own topic is not true of us: a late will or farewell, or an earlier start.

@@ -34,6 +34,8 @@ class Trace:
     final: Entry
     start: Entry | None
     """The start of the agent that said it; None when it lies before the log's beginning."""
+    engine: Entry | None
+    """The entry whose engine was in service then: that start, or a later replacement."""
     settings: Entry | None
     """The entry whose settings were in force: that start, or a later change."""
     files: tuple[Entry, ...]
@@ -48,7 +50,7 @@ class Trace:
     """The result that replaced it: this one no longer holds."""
 
 
-KINDS = ("start", "settings", "file", "reopened", "final")
+KINDS = ("start", "settings", "engine", "file", "reopened", "final")
 """Entries that a trace is made of."""
 
 
@@ -63,7 +65,8 @@ def _trace(final: Entry, finals: Sequence[Entry], entries: Sequence[Entry]) -> T
     before = [entry for entry in entries if entry.seq < final.seq]
     starts = [e for e in before if e.kind == "start" and session in (None, e.facts["session_id"])]
     start = starts[-1] if starts else None
-    in_force = [e for e in before if e.kind in ("start", "settings") and start is not None and e.seq >= start.seq]
+    since = [e for e in before if start is not None and e.seq >= start.seq]
+    in_force, engines = ([e for e in since if e.kind in ("start", kind)] for kind in ("settings", "engine"))
     of_patient = [e for e in entries if e.kind in ("file", "reopened") and _is_of(e, final)]
     by_id = {entry.facts["event_id"]: entry for entry in finals}
     replaced_by = {entry.facts["supersedes"]: entry for entry in finals}
@@ -71,6 +74,7 @@ def _trace(final: Entry, finals: Sequence[Entry], entries: Sequence[Entry]) -> T
     return Trace(
         final=final,
         start=start,
+        engine=engines[-1] if engines else None,
         settings=in_force[-1] if in_force else None,
         files=tuple(entry for standings in files.values() for entry in standings),
         doubtful=frozenset(file for file, standings in files.items() if len(standings) > 1),

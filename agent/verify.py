@@ -142,7 +142,7 @@ def _about(log: _Log, patients: set[str], verdict: Verdict) -> list[Entry]:
     found: list[Entry] = []
 
     def heed(entry: Entry) -> None:
-        of_agent = entry.kind in ("start", "settings")
+        of_agent = entry.kind in ("start", "settings", "engine")
         if entry.seq <= verdict.end.seq and (of_agent or entry.facts.get("patient") in patients):
             found.append(entry)
 

@@ -65,6 +65,7 @@ def _result(trace: Trace, folder: dict[str, str] | None) -> dict[str, Any]:
     return {
         **_whole(trace.final),
         "start": None if trace.start is None else _whole(trace.start),
+        "engine_entry": _number(trace.engine),
         "settings_entry": _number(trace.settings),
         "settings_sha256": trace.settings.facts["settings_sha256"] if trace.settings else None,
         "superseded": _event(trace.superseded),
@@ -172,9 +173,9 @@ def _lines(trace: Trace) -> list[tuple[str, str]]:
         ("read again", ", ".join(entry.time for entry in trace.reopened) or "never"),
         ("profile", f"sha256 {final['profile_sha256']}"),
     ]
-    if trace.start is None or trace.settings is None:
+    if trace.start is None or trace.settings is None or trace.engine is None:
         return [*lines, ("computed by", "a start of the agent that is not on record")]
-    engine, profile = start["engine"], start["profile"]
+    engine, profile, libraries = trace.engine.facts["engine"], start["profile"], trace.engine.facts["libraries"]
     built = engine["manifest_sha256"]
     own = trace.settings.facts
     lines[-1] = ("profile", f"{profile['name']}, version {profile['version']}, sha256 {profile['sha256']}")
@@ -182,9 +183,10 @@ def _lines(trace: Trace) -> list[tuple[str, str]]:
         *lines,
         ("computed by", f"agent {start['version']}, start {start['boot_seq']} of {trace.start.time}"),
         ("engine", f"{engine['name']} {engine['precision']}, batches of {engine['batch']}, on {engine['device']}"),
+        *([("", f"took over at {trace.engine.time}")] if trace.engine is not trace.start else []),
         *([("", f"manifest sha256 {built}")] if built else []),
         *((("", f"{name} sha256 {sha256}")) for name, sha256 in engine["files"].items()),
-        ("versions", f"python {start['python']}, " + ", ".join(" ".join(v) for v in start["libraries"].items())),
+        ("versions", f"python {start['python']}, " + ", ".join(" ".join(v) for v in libraries.items())),
         ("system", start["system"]),
         ("settings", f"sha256 {own['settings_sha256']}"),
         *(("", f"{name}: {value}") for name, value in own["settings"].items()),

@@ -32,6 +32,8 @@ Work = Batch | Progress | PartRead | SlideClosed | SlideReopened | PatientClosed
 """A message goes on behind what was said of the work before it."""
 RENEW_S = CURRENT_EXPIRY_S / 3
 """While bytes arrive, `current` is said again after this, so that it expires only when nothing arrives."""
+REPLACED = "engine_replaced"
+"""Why people are told that another engine answers."""
 LAST_WORD_S = 5.0
 """Longest wait, when the engine is broken, for the SENDER room to take what was found before."""
 
@@ -148,6 +150,13 @@ class Worker:
         for slide, keys in by_slide(row.key for row in rows if row.rejected == FAILED).items():
             if self._reducer.of_slide(slide).counts.rejected.get(FAILED) == len(keys):  # the slide's first ones
                 self._alert(Problem(FAILED, FAILED_DETAIL, slide))
+
+    def replaced(self, detail: str, status: Message) -> None:
+        """Another engine has taken over: told, and the status said anew, before any answer of its own."""
+        self.measures.replacements += 1
+        self._alert(Problem(REPLACED, detail))
+        self._messages.append(status)
+        self._tell()
 
     def _note(self, rows: list[CountedPatch]) -> None:
         self._rows += rows

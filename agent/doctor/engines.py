@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 
 from agent.doctor.finding import Finding
-from agent.engine import Choice, Engine, choose, predict_padded
-from agent.errors import AgentError, EngineError
+from agent.engine import BACKENDS, Choice, Engine, predict_padded, usable
+from agent.engine.order import parse_entry
+from agent.errors import AgentError, EngineError, SettingsError
 from agent.profile_folder import load_profile_folder
 from agent.settings import Settings
 from models.profile import LoadedProfile
@@ -40,52 +41,59 @@ def judge_use(intended_use: str) -> Finding:
 
 
 def _engines(settings: Settings, profile: LoadedProfile) -> Iterator[Finding]:
-    in_service = False
-    reasons: list[Finding] = []
-    for name in settings.engine.order:
-        try:
-            choice = choose(settings.profile, profile, (name,), settings.engine.threads)
-        except AgentError as error:
-            reasons.append(_unusable(settings, name, _reason(error, name)))
-            continue
-        try:
-            if not in_service:
-                yield from reasons
-            yield from _usable(settings, profile, choice, in_service=not in_service)
-        finally:
-            choice.engine.close()
-        reasons, in_service = [], True
+    """Each engine of the order, as the agent would try them: the first usable one, and what stands in for it."""
+    passed_over: dict[str, str] = {}
+    told: set[str] = set()
+    in_service = ""
+
+    def unusable() -> Iterator[Finding]:
+        for label in [label for label in passed_over if label not in told]:
+            told.add(label)
+            yield _unusable(settings, label, passed_over[label])
+
+    try:
+        for choice in usable(settings.profile, profile, settings.engine.order, settings.engine.threads, passed_over):
+            try:
+                yield from unusable()
+                yield from _usable(profile, choice, in_service)
+            finally:
+                choice.engine.close()
+            in_service = in_service or choice.label
+    except SettingsError as error:
+        yield _none(str(error), "correct `engine.order` in the settings")
+        return
     if in_service:
-        yield from reasons
+        yield from unusable()
     else:
-        yield from (
-            Finding(r.check, "fail", r.found, "without any engine the agent does not start", r.mend) for r in reasons
-        )
+        yield from (_none(f"{label}: {reason}", _build(settings, label)) for label, reason in passed_over.items())
 
 
-def _reason(error: AgentError, name: str) -> str:
-    """Without the head that `choose` gives to the reasons of several engines."""
-    return str(error).removeprefix("no engine can be used: ").removeprefix(f"{name}: ")
+def _none(found: str, mend: str) -> Finding:
+    return Finding("engine", "fail", found, "without any engine the agent does not start", mend)
 
 
-def _unusable(settings: Settings, name: str, reason: str) -> Finding:
+def _unusable(settings: Settings, label: str, reason: str) -> Finding:
     why = "the next engine of engine.order runs instead, which may be slower; `status` says so"
-    return Finding("engine", "warn", f"{name}: {reason}", why, _build(settings, name))
+    return Finding("engine", "warn", f"{label}: {reason}", why, _build(settings, label))
 
 
-def _build(settings: Settings, name: str) -> str:
-    if name == "eager":
+def _build(settings: Settings, label: str) -> str:
+    if label == "eager":
         return "pip install 'spinextract-agent[cpu]' again: eager needs torch and nothing else"
-    return f"python -m agent.build_trt --profile {settings.profile} --backend {name}"
+    name = "-".join(label.split("-")[:3])
+    try:
+        return parse_entry(name, BACKENDS).mend(settings.profile)
+    except SettingsError:  # a folder that somebody has renamed
+        return parse_entry(label.partition("-")[0], BACKENDS).mend(settings.profile)
 
 
-def _usable(settings: Settings, profile: LoadedProfile, choice: Choice, *, in_service: bool) -> Iterator[Finding]:
+def _usable(profile: LoadedProfile, choice: Choice, in_service: str) -> Iterator[Finding]:
     engine = choice.engine
-    for label, reason in choice.passed_over.items():
-        yield _unusable(settings, engine.name, f"{label} passed over: {reason}")
-    role = "in service" if in_service else "could stand in"
-    yield Finding("engine", "ok", f"{engine.name} {engine.precision}: {role}, golden pair agrees")
-    if in_service:
+    role = f"stands in for {in_service}" if in_service else "in service"
+    batches = f", batches of {engine.batch_size}" if engine.batch_size > 1 else ""
+    which = f"{engine.name} {engine.precision}{batches}"
+    yield Finding("engine", "ok", f"{which}: {role}, golden pair agrees")
+    if not in_service:
         yield _prediction(engine, profile)
 
 

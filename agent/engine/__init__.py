@@ -6,7 +6,7 @@ Must not know modalities or how a backend works inside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from agent.engine.backend import Backend, Engine, predict_padded
 from agent.engine.eager import EagerBackend
-from agent.engine.manifest import ENGINES, MANIFEST, Artefacts, Manifest, mend, parse_manifest, read_engine
+from agent.engine.manifest import Artefacts, Manifest, read_engine
 from agent.engine.openvino import OpenVinoBackend
+from agent.engine.order import Candidate, built_engines, candidates, parse_entry
 from agent.errors import EngineError, SettingsError
 from models.calibration import softmax
 from models.contract import Prediction
@@ -29,6 +30,7 @@ __all__ = [
     "Backend",
     "Choice",
     "Engine",
+    "built_engines",
     "choose",
     "find_backend",
     "load_built",
@@ -52,6 +54,8 @@ class Choice:
     """Backend or engine folder → reason, in the order tried."""
     manifest: Manifest | None = None
     """Of the built engine; None for one that runs straight from the profile."""
+    label: str = ""
+    """How people are told of this engine: its folder, or the backend."""
 
 
 def find_backend(name: str) -> Backend:
@@ -62,22 +66,39 @@ def find_backend(name: str) -> Backend:
 
 
 def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], threads: int) -> Choice:
-    """Load the first usable engine of `order` (backend names), warm and self-tested on the golden pair.
+    """Load the first usable engine of `order`, warm and self-tested on the golden pair; the entries are those of the
+    setting `engine.order`. `threads` 0 takes every core.
 
-    Of several engines of one backend the one built last comes first. `threads` 0 takes every core.
     Raises SettingsError for an unknown name, EngineError with every reason when nothing can be used.
     """
     passed_over: dict[str, str] = {}
-    for backend in [find_backend(name) for name in order]:
-        for label, folder in _candidates(profile_dir, backend):
-            try:
-                engine, manifest = _load(backend, profile, folder, profile_dir, threads)
-            except EngineError as error:
-                passed_over[label] = str(error)
-            else:
-                return Choice(engine, passed_over, manifest)
+    choice = next(usable(profile_dir, profile, order, threads, passed_over), None)
+    if choice is None:
+        raise nothing_left(passed_over)
+    return choice
+
+
+def usable(
+    profile_dir: Path, profile: LoadedProfile, order: Sequence[str], threads: int, passed_over: dict[str, str]
+) -> Iterator[Choice]:
+    """Each usable engine of `order`, loaded when it is asked for; `passed_over` takes the reasons of the others.
+
+    Raises SettingsError for an unknown name anywhere in it.
+    """
+    entries = [parse_entry(name, BACKENDS) for name in order]
+    for candidate in candidates(profile_dir, entries):
+        try:
+            engine, manifest = _load(candidate, profile, profile_dir, threads)
+        except EngineError as error:
+            passed_over[candidate.label] = str(error)
+        else:
+            yield Choice(engine, dict(passed_over), manifest, candidate.label)
+
+
+def nothing_left(passed_over: Mapping[str, str]) -> EngineError:
+    """The error that no engine can be used, with every reason."""
     reasons = "; ".join(f"{label}: {reason}" for label, reason in passed_over.items())
-    raise EngineError(f"no engine can be used: {reasons or 'the order of engines is empty'}")
+    return EngineError(f"no engine can be used: {reasons or 'the order of engines is empty'}")
 
 
 def load_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
@@ -98,18 +119,6 @@ def _open_verified(profile: LoadedProfile, folder: Path, threads: int) -> tuple[
     if backend is None:
         raise EngineError(f"{folder.name}: this version has no backend {artefacts.manifest.backend!r}")
     return _opened(backend, profile, artefacts, threads), artefacts.manifest
-
-
-def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[Path, Manifest | None]]:
-    """Engine folders, newest build first; None for a manifest that cannot be read. Half-built ones are not listed."""
-    found: list[tuple[Path, Manifest | None]] = []
-    for path in sorted((profile_dir / ENGINES).glob(f"[!.]*/{MANIFEST}")):
-        if backend is None or path.parent.name.startswith(f"{backend}-"):
-            try:
-                found.append((path.parent, parse_manifest(path.read_bytes())))
-            except (OSError, ValueError):
-                found.append((path.parent, None))  # still listed: verifying it gives the reason
-    return sorted(found, key=lambda item: item[1].built_at if item[1] else "", reverse=True)
 
 
 def self_test(engine: Engine, profile: LoadedProfile) -> float:
@@ -144,26 +153,33 @@ def class_probabilities(prediction: Prediction) -> NDArray[np.float64]:
     return softmax(prediction["logits"].astype(np.float64))
 
 
-def _candidates(profile_dir: Path, backend: Backend) -> list[tuple[str, Path | None]]:
-    folders = [folder for folder, _ in built_engines(profile_dir, backend.name)] if backend.needs_build else []
-    return [(folder.name, folder) for folder in folders] or [(backend.name, None)]
-
-
 def _load(
-    backend: Backend, profile: LoadedProfile, folder: Path | None, profile_dir: Path, threads: int
+    candidate: Candidate, profile: LoadedProfile, profile_dir: Path, threads: int
 ) -> tuple[Engine, Manifest | None]:
+    backend, command = candidate.entry.backend, candidate.entry.mend(profile_dir)
     reason = backend.unavailable()
     if reason:
         raise EngineError(reason)
-    if folder:
-        built, manifest = _open_verified(profile, folder, threads)
-        self_test(built, profile)
-        return built, manifest
-    if backend.needs_build:
-        raise EngineError(f"not built; run: {mend(profile_dir / ENGINES / backend.name, backend.name)}")
-    engine = _opened(backend, profile, None, threads)
-    self_test(engine, profile)
-    return engine, None
+    if candidate.folder is None and backend.needs_build:
+        raise EngineError(f"not built; run: {command}")
+    if candidate.folder is None:
+        return _proven(_opened(backend, profile, None, threads), profile), None
+    try:
+        built, manifest = _open_verified(profile, candidate.folder, threads)
+        return _proven(built, profile), manifest
+    except EngineError as error:
+        said = str(error)
+        raise EngineError(said if "; run: " in said else f"{said}; run: {command}") from error
+
+
+def _proven(engine: Engine, profile: LoadedProfile) -> Engine:
+    """The engine, self-tested; closed when it fails."""
+    try:
+        self_test(engine, profile)
+    except EngineError:
+        engine.close()
+        raise
+    return engine
 
 
 def _opened(backend: Backend, profile: LoadedProfile, artefacts: Artefacts | None, threads: int) -> Engine:

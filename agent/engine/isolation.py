@@ -1,7 +1,7 @@
 """A batch that fails is run again patch by patch: is it a patch that the engine cannot run, or the engine itself?
 
 A patch that fails alone, while the engine still passes its own test, is at fault, and the others count. When the test
-fails, too, the engine is broken, and EngineError says so: whoever can put another engine in its place does it there.
+fails, too, the engine is broken, and so is one that hangs: the whole batch is run again on the next, if there is one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import structlog
 from numpy.typing import NDArray
 
 from agent.discretion import told
-from agent.errors import EngineError
+from agent.engine.owner import EngineHung
+from agent.errors import AgentError, EngineError
 
 FAILED = "engine_failed"
 """Why such a patch is rejected, and why people are told of its slide."""
@@ -34,21 +35,39 @@ class Isolation:
     """
 
     def __init__(
-        self, self_test: Callable[[], object] | None = None, beat: Callable[[], None] = lambda: None
+        self,
+        self_test: Callable[[], object] | None = None,
+        beat: Callable[[], None] = lambda: None,
+        next_engine: Callable[[AgentError], None] | None = None,
     ) -> None:
-        """`beat` is called after each run of the engine."""
+        """`beat` is called after each single patch. `next_engine` puts another into the place of the broken one, told
+        why, or raises EngineError.
+        """
         self._self_test = self_test
         self._beat = beat
+        self._next_engine = next_engine
         self._told = ""
         self._log = structlog.get_logger("engine")
 
     def run(
         self, x_NCHW: NDArray[np.uint16], answer: Callable[[NDArray[np.uint16]], Sequence[Answer]]
     ) -> list[Answer | None]:
-        """What `answer` makes of each patch; None for one that cannot be run.
+        """What `answer` makes of each patch, all by one engine; None for one that it cannot run.
 
-        `answer` raises EngineError for what cannot be the network's output; backends raise RuntimeError.
+        `answer` raises EngineError for what cannot be the network's output; backends raise RuntimeError. Raises
+        EngineError when no engine is left, and EngineHung.
         """
+        while True:
+            try:
+                return self._run(x_NCHW, answer)
+            except (EngineError, EngineHung) as broken:
+                if self._next_engine is None:
+                    raise
+                self._next_engine(broken)
+
+    def _run(
+        self, x_NCHW: NDArray[np.uint16], answer: Callable[[NDArray[np.uint16]], Sequence[Answer]]
+    ) -> list[Answer | None]:
         try:
             return list(answer(x_NCHW))
         except (EngineError, RuntimeError) as error:

@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent import score as scoring
 from agent.__main__ import main
+from agent.engine import Choice
+from agent.engine.eager import EagerEngine
+from agent.engine.service import Service
+from agent.profile_folder import load_profile_folder
 from agent.score import finished_folders
 from models.decision import REASONS, WORDS
 from models.posterior import FRACTION_BITS
+from tests.agent.engine.breaking import Breaking
 from tests.logs import logging_undone
 
 PROFILE = Path(__file__).resolve().parents[2] / "configs" / "profiles" / "phantom"
@@ -256,3 +262,25 @@ def test_several_files_of_one_slide_share_a_folder(slides: Path) -> None:
     (folder,) = finished_folders(paths)
     assert len(folder.paths) == 3
     assert len(finished_folders([slides, *paths])) == 1
+
+
+def test_an_engine_that_breaks_is_replaced_and_the_report_says_so(
+    slides: Path,
+    document: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same answers as of one engine (both are eager), a line on stderr, and both engines in the document."""
+    profile = load_profile_folder(PROFILE)
+    first = Breaking(EagerEngine(profile, 1, 1), "raises", 20)
+    choices = iter([Choice(first, label="first"), Choice(EagerEngine(profile, 1, 1), label="eager")])
+    monkeypatch.setattr(scoring, "serve", lambda *_: Service(choices, profile))
+    out = tmp_path / "scores.json"
+    assert score(slides, out=out) == 0
+    found = json.loads(out.read_text())
+    (change,) = found.pop("replaced")
+    assert (change["engine"], change["by"]) == ("first", "eager") and "engine is broken" in change["reason"]
+    assert found == {name: value for name, value in document.items() if name != "replaced"}
+    assert document["replaced"] == []
+    assert "engine first failed and eager has taken over" in capsys.readouterr().err

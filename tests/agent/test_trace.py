@@ -150,6 +150,18 @@ def test_the_start_is_that_of_the_session(log: Log) -> None:
     assert log.trace("e2").settings is log.trace("e2").start
 
 
+def test_the_engine_is_the_one_in_service_then(log: Log) -> None:
+    """One that took over counts for what is said after it, and for this start only."""
+    first = log.start("1")
+    log.final("e1")
+    second = log.add("engine", session_id="1")
+    log.final("e2")
+    third = log.start("2")
+    log.final("e3", session_id="2")
+    assert [log.trace(event).engine for event in ("e1", "e2", "e3")] == [first, second, third]
+    assert [log.trace(event).settings for event in ("e1", "e2", "e3")] == [first, first, third]
+
+
 def test_a_result_from_before_the_log_has_no_start(log: Log) -> None:
     """What is not on record is not invented."""
     log.final("e")

@@ -20,7 +20,7 @@ from agent.acquisition import State
 from agent.batching import Batch, Rejected, Timed
 from agent.ended import KEPT_INCOMPLETE, KEPT_PATIENTS, EndedPatients
 from agent.engine import Engine
-from agent.errors import EngineError, FormatError
+from agent.errors import AgentError, EngineError, FormatError
 from agent.handover import CancelToken, Handover
 from agent.intake import PatientClosed, Problem, Progress, SlideClosed
 from agent.ledger import CountedPatch, FinalRow, Record
@@ -69,21 +69,30 @@ class EngineRoom:
         interval_s: float = ALWAYS_S,
         reference: Reference | None = None,
         self_test: Callable[[], object] | None = None,
+        next_engine: Callable[[AgentError], None] | None = None,
     ) -> None:
         self.clock = Clock()
         self.beats = 0
         self.measures = EngineMeasures()
         self.engine = engine or FakeEngine()
-        self.reducer = Reducer(self.engine, PROFILE.spec, restored, reference, self_test=self_test, beat=self._beat)
+        self.reducer = Reducer(
+            self.engine,
+            PROFILE.spec,
+            restored,
+            reference,
+            self_test=self_test,
+            beat=self._beat,
+            next_engine=next_engine,
+        )
         self.reducer.resume(finals)
-        speaker = Speaker(
+        self.speaker = Speaker(
             "session",
             Topics("srh/v1", "site", "scope"),
             PROFILE,
             EngineRef(name="fake", precision="fp32"),
             lambda: datetime(2026, 1, 2, tzinfo=UTC),
         )
-        self.reporter = Reporter(self.reducer, speaker, finals)
+        self.reporter = Reporter(self.reducer, self.speaker, finals)
         self._times: list[float] = []
         self._interval_s = interval_s
         self._token = CancelToken()
@@ -100,7 +109,7 @@ class EngineRoom:
         for work in works:
             inbox.put(work)
         inbox.close()
-        worker = Worker(
+        self.worker = Worker(
             inbox,
             outbox,
             self.reducer,
@@ -112,7 +121,7 @@ class EngineRoom:
             wall=lambda: datetime(2026, 1, 2, 0, 0, 10, tzinfo=UTC),
             measures=self.measures,
         )
-        worker.run()
+        self.worker.run()
         records = []
         while not outbox.ended:
             record = outbox.get()

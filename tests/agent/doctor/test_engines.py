@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from agent.doctor.engines import judge_use, look_at_profile
+from agent.engine import BACKENDS
+from agent.engine.manifest import engine_folder
+from agent.profile_folder import load_profile_folder
 from tests.agent.doctor.site import Site, only
+from tests.agent.engine.small_profile import need_openvino
+from tests.agent.engine.unproven import build_unproven
 
 
 @pytest.fixture
@@ -52,6 +57,32 @@ def test_an_engine_behind_the_one_in_service_is_looked_at_too(site: Site) -> Non
     runs, behind = site.look(look_at_profile, profile=str(bare), engine=order)["engine"]
     assert runs.found.endswith("in service, golden pair agrees")
     assert behind.verdict == "warn" and "not built" in behind.found
+
+
+def test_an_entry_may_name_an_engine_more_exactly(site: Site) -> None:
+    """The command builds what was asked for: its precision and its batch."""
+    bare = site.bare_profile()
+    order = {"order": ["eager", "openvino-int8-b32", "openvino-bf16"], "threads": 1}
+    runs, exact, loose = site.look(look_at_profile, profile=str(bare), engine=order)["engine"]
+    build = f"python -m agent.build_trt --profile {bare} --backend openvino"
+    assert runs.verdict == "ok"
+    assert (exact.found.partition(":")[0], exact.mend) == (
+        "openvino-int8-b32",
+        f"{build} --precision int8 --batch 32",
+    )
+    assert (loose.found.partition(":")[0], loose.mend) == ("openvino-bf16", f"{build} --precision bf16")
+
+
+def test_what_stands_in_names_for_whom(site: Site) -> None:
+    """Every engine behind the one in service has passed the same test before it is needed."""
+    need_openvino()
+    bare = site.bare_profile()
+    target = engine_folder(bare, "openvino", "fp32", 1)
+    build_unproven(BACKENDS["openvino"], load_profile_folder(bare), target, "fp32", 1)
+    order = {"order": ["openvino", "eager"], "threads": 1}
+    runs, behind = site.look(look_at_profile, profile=str(bare), engine=order)["engine"]
+    assert runs.found == "openvino fp32: in service, golden pair agrees"
+    assert behind.found == "eager fp32: stands in for openvino-fp32-b1, golden pair agrees"
 
 
 @pytest.mark.parametrize(("order", "told"), [(["openvino"], "not built"), (["abacus"], "unknown engine")])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agent.engine import built_engines, choose, load_built, self_test
+from agent.engine import BACKENDS, built_engines, choose, load_built, self_test, usable
 from agent.engine.eager import EagerBackend
-from agent.engine.manifest import MANIFEST, engine_folder
+from agent.engine.manifest import MANIFEST, engine_folder, parse_manifest
 from agent.engine.openvino import OpenVinoBackend
+from agent.engine.order import candidates, parse_entry
 from agent.errors import EngineError, SettingsError
 from models.contract import Prediction
 from models.profile import LoadedProfile
@@ -79,16 +80,80 @@ def test_engine_of_another_profile(folder: Path) -> None:
     assert "built for profile" in choice.passed_over["openvino-fp32-b1"]
 
 
-def test_newest_build_first(folder: Path) -> None:
-    """Of two engines of one backend the one built last runs; a spoiled one falls back on the other."""
+def built_as(folder: Path, name: str, built_at: str, batch: int) -> Path:
+    """A copy of the folder's engine whose manifest says another batch and moment; its files are the same."""
+    target = folder / "engines" / name
+    shutil.copytree(engine_folder(folder, "openvino", "fp32", 1), target)
+    manifest = parse_manifest((target / MANIFEST).read_bytes())
+    changed = manifest.model_copy(update={"batch_size": batch, "built_at": built_at}).sealed()
+    (target / MANIFEST).write_text(changed.to_json())
+    return target
+
+
+def tried(folder: Path, *order: str) -> list[str]:
+    """Labels in the order in which they are tried."""
+    return [c.label for c in candidates(folder, [parse_entry(name, BACKENDS) for name in order])]
+
+
+def test_the_batch_in_service_first_then_the_newest(folder: Path) -> None:
+    """Of several engines of one entry: those of the service batch, newest first, then the others, newest first."""
+    built_as(folder, "openvino-int8-b1", "2001-01-01T00:00:00+00:00", 1)
+    built_as(folder, "openvino-fp32-b2", "2099-01-01T00:00:00+00:00", 2)
+    built_as(folder, "openvino-bf16-b32", "2098-01-01T00:00:00+00:00", 32)
+    unreadable = built_as(folder, "openvino-bf16-b1", "2099-01-01T00:00:00+00:00", 1)
+    (unreadable / MANIFEST).write_text("{}")
+    by_batch = ["openvino-fp32-b1", "openvino-int8-b1", "openvino-fp32-b2", "openvino-bf16-b32"]
+    assert tried(folder, "openvino", "eager") == [*by_batch, "openvino-bf16-b1", "eager"]
+
+
+def test_an_entry_may_name_an_engine_more_exactly(folder: Path) -> None:
+    """By precision, or by precision and batch: at a dash, each engine once, and the rest of the backend behind it."""
+    built_as(folder, "openvino-int8-b3", "2001-01-01T00:00:00+00:00", 3)
+    built_as(folder, "openvino-int8-b32", "2002-01-01T00:00:00+00:00", 32)
+    assert tried(folder, "openvino-int8") == ["openvino-int8-b32", "openvino-int8-b3"]
+    assert tried(folder, "openvino-int8-b3") == ["openvino-int8-b3"]
+    order = ("openvino-int8-b32", "openvino-bf16", "eager", "openvino")
+    assert tried(folder, *order) == [
+        "openvino-int8-b32",
+        "openvino-bf16",
+        "eager",
+        "openvino-fp32-b1",
+        "openvino-int8-b3",
+    ]
+    choice = choose(folder, read_profile(folder), ("openvino-fp32",), 1)
+    assert (choice.label, choice.engine.precision, choice.passed_over) == ("openvino-fp32-b1", "fp32", {})
+
+
+def test_an_entry_that_is_not_built_names_its_command(folder: Path) -> None:
+    """The reason names the command with the precision and the batch that were asked for."""
+    need_openvino()
+    choice = choose(folder, read_profile(folder), ("openvino-int8-b32", "openvino"), 1)
+    build = f"python -m agent.build_trt --profile {folder} --backend openvino --precision int8 --batch 32"
+    assert choice.passed_over == {"openvino-int8-b32": f"not built; run: {build}"}
+    assert choice.label == "openvino-fp32-b1"
+
+
+def test_a_spoiled_engine_falls_back_on_another_of_its_backend(folder: Path) -> None:
+    """Of two built ones the second runs when the first cannot; each reason names a command."""
     profile = read_profile(folder)
-    newer = engine_folder(folder, "openvino", "fp32", 2)
-    build_unproven(OpenVinoBackend(), profile, newer, "fp32", 2)
-    assert choose(folder, profile, BOTH, 1).engine.batch_size == 2
-    (newer / "model.bin").unlink()
+    other = engine_folder(folder, "openvino", "fp32", 2)
+    build_unproven(OpenVinoBackend(), profile, other, "fp32", 2)
+    (engine_folder(folder, "openvino", "fp32", 1) / "model.bin").unlink()
     choice = choose(folder, profile, BOTH, 1)
-    assert (choice.engine.name, choice.engine.batch_size) == ("openvino", 1)
-    assert list(choice.passed_over) == ["openvino-fp32-b2"]
+    assert (choice.engine.name, choice.engine.batch_size) == ("openvino", 2)
+    assert list(choice.passed_over) == ["openvino-fp32-b1"]
+    assert "; run: python -m agent.build_trt --profile" in choice.passed_over["openvino-fp32-b1"]
+
+
+def test_an_engine_that_fails_its_self_test_names_the_command(folder: Path) -> None:
+    """Not only what the manifest refuses: an engine whose golden pair differs is built anew by the same command."""
+    profile = read_profile(folder)
+    shifted = profile.golden_outputs + np.array([0, 3, 0, 0], np.float32)
+    passed_over: dict[str, str] = {}
+    spoiled = replace(profile, golden_outputs=shifted)
+    assert next(usable(folder, spoiled, ("openvino",), 1, passed_over), None) is None
+    reason = passed_over["openvino-fp32-b1"]
+    assert reason.startswith("golden pair differs by") and "; run: python -m agent.build_trt" in reason
 
 
 def test_half_built_engine_is_never_seen(folder: Path) -> None:
@@ -112,6 +177,24 @@ def test_unknown_backend_of_a_manifest(folder: Path) -> None:
     (target / MANIFEST).write_text(manifest.model_copy(update={"backend": "abacus"}).sealed().to_json())
     with pytest.raises(EngineError, match="no backend 'abacus'"):
         load_built(read_profile(folder), target, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("openvino-int3", "known precisions: fp32"),
+        ("openvino-fp32-32", "unknown engine"),
+        ("openvino-fp32-b0", "unknown engine"),
+        ("openvino-", "unknown engine"),
+        ("", "unknown engine"),
+        ("eager-fp32", "is not built, name it 'eager'"),
+    ],
+)
+def test_an_entry_that_names_no_engine(tmp_path: Path, name: str, told: str) -> None:
+    """A precision, batch or suffix that cannot be is a settings error, also behind a usable engine."""
+    profile = write_profile(tmp_path)
+    with pytest.raises(SettingsError, match=told):
+        choose(tmp_path, profile, ("eager", name), 1)
 
 
 @pytest.mark.parametrize("order", [("abacus",), ("eager", "abacus")])
