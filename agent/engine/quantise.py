@@ -131,7 +131,7 @@ def quantise(
     keep: frozenset[int] = frozenset(),
     shift_E: NDArray[np.float64] | None = None,
 ) -> Any:
-    """The graph with every convolution in int8 but those of `keep` (numbers), and `shift_E` added to its embedding."""
+    """The graph with every convolution in int8 but `keep` (numbers), and `shift_E` added to its embedding."""
     from openvino import opset13 as op
 
     model = model.clone()
