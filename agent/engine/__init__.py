@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agent.engine.backend import Backend, Engine, predict_padded
 from agent.engine.eager import EagerBackend
+from agent.engine.inductor import InductorBackend
 from agent.engine.manifest import ENGINES, MANIFEST, Artefacts, Manifest, mend, parse_manifest, read_engine
 from agent.engine.openvino import OpenVinoBackend
 from agent.errors import EngineError, SettingsError
@@ -36,7 +37,7 @@ __all__ = [
     "self_test",
 ]
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVinoBackend(), EagerBackend())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVinoBackend(), InductorBackend(), EagerBackend())}
 """Every backend by name: a new one is one file and its name here."""
 
 MAX_DP = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
