@@ -2,7 +2,7 @@
 
 torch's own loader holds the interpreter's lock for a whole run, so that readers stand still while the processor
 computes. The library is called by its C interface (torch/csrc/inductor/aoti_runtime/interface.h) instead, without the
-lock. Must not know profiles or devices other than the CPU.
+lock. Must not know profiles.
 """
 
 from __future__ import annotations
@@ -46,8 +46,16 @@ def library_of(folder: Path) -> Path:
     return libraries[0]
 
 
+def torch_loader(folder: Path, index: int) -> Any:
+    """torch's own loader of an unpacked package, for a card (whose captured graph runs without the lock anyway)."""
+    import torch
+
+    library_of(folder)
+    return torch._C._aoti.AOTIModelPackageLoader(str(folder), "model", True, 1, index)
+
+
 class Library:
-    """One loaded library with one model, for one thread at a time. torch must have been imported."""
+    """One loaded library for the CPU, for one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         import torch
@@ -66,7 +74,9 @@ class Library:
         outputs = (_POINTER * self.outputs)()
         run = self._library.AOTInductorModelContainerRunSingleThreaded
         one, number = ctypes.c_size_t(1), ctypes.c_size_t(self.outputs)
-        self._check(run(self._handle, inputs, one, outputs, number, None, None))  # the inputs are its own from here on
+        self._check(
+            run(self._handle, inputs, one, outputs, number, None, None)
+        )  # the inputs are its own from here on
         found: list[Any] = self._aoti.alloc_tensors_by_stealing_from_void_ptrs([_capsule(o) for o in outputs])
         return found
 
@@ -93,7 +103,7 @@ def _pointer(capsule: Any) -> int:
     return address
 
 
-def _capsule(address: int) -> Any:
+def _capsule(address: int | None) -> Any:
     return _NEW_CAPSULE(address, None, None)
 
 

@@ -12,7 +12,6 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from agent.engine.backend import kind_of
-
 from models.profile import Frozen
 
 _CPUINFO = Path("/proc/cpuinfo")

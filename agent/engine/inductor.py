@@ -1,7 +1,7 @@
 """AOTInductor, on the CPU and on cards: compiled by torch and a C++ compiler; loading needs torch, but no compiler.
 
-Decides what is compiled with which options, and that a build leaves nothing behind. On the CPU raw counts are scaled on
-the host, as for OpenVINO; on a card they go up as they are and are scaled there, in fp32.
+Decides what is compiled with which options, and that a build leaves nothing behind. On the CPU raw counts are scaled
+on the host, as for OpenVINO; on a card they go up as they are and are scaled there, in fp32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine.aoti import PACKAGE, Library, library_of, unpacked
+from agent.engine.aoti import PACKAGE, Library, library_of, torch_loader, unpacked
 from agent.engine.backend import BuildRequest, Built, Engine, check_rows, kind_of, thread_count
 from agent.engine.cuda import Card, CudaEngine, Forward, TorchCard, exact
 from agent.engine.device import cuda_missing, this_cpu
@@ -141,8 +141,7 @@ class InductorBackend:
         @contextmanager
         def network(card: Card) -> Iterator[Forward]:
             with unpacked(artefacts.files[PACKAGE]) as folder:  # kernels are read from there when they first run
-                root = str(library_of(folder).parents[3])
-                loader = import_torch()._C._aoti.AOTIModelPackageLoader(root, "model", True, 1, 0)
+                loader = torch_loader(folder, 0)
                 yield lambda x_BCHW: loader.boxed_run([x_BCHW])
 
         return CudaEngine(artefacts.manifest, row_shape, TorchCard, network, _census(artefacts))
@@ -163,12 +162,12 @@ def _module(torch: Any, request: BuildRequest) -> tuple[Any, Any]:
     network = load_network(profile).with_embedding()
     if kind == "cpu":
         example = torch.from_numpy(modality.to_network_input(profile.spec, rows))
-        module = Autocast(network, request.precision, kind)
+        module: Any = Autocast(network, request.precision, kind)
     else:
         exact(torch)
         example = torch.from_numpy(rows.view(np.int16))
         module = Autocast(network, request.precision, kind, modality.build_scaling(profile.spec))
-    return module.to(device=kind, memory_format=torch.channels_last), example.to(kind)
+    return module.to(kind).to(memory_format=torch.channels_last), example.to(kind)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ _ARITHMETIC = {"conv2d", "convolution", "addmm", "mm", "bmm", "baddbmm", "linear
 
 
 class Autocast(nn.Module):
-    """Weights in fp32, arithmetic in `precision` where torch knows that it may be: sums, softmax and norms are fp32."""
+    """Weights in fp32, arithmetic in `precision` where torch knows that it may be: sums, softmax, norms are fp32."""
 
     def __init__(self, network: nn.Module, precision: str, kind: str, scaling: nn.Module | None = None) -> None:
         """`scaling` makes the network's input of raw counts; without it the input is ready."""
