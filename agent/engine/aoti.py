@@ -57,22 +57,24 @@ def torch_loader(folder: Path, index: int) -> Any:
 class Library:
     """One loaded library for the CPU, for one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         import torch
 
         self._aoti = torch._C._aoti
-        self._library = ctypes.CDLL(str(path))
+        self.functions = ctypes.CDLL(str(path))
         self._handle = _POINTER()
-        create = self._library.AOTInductorModelContainerCreateWithDevice
-        self._check(create(ctypes.byref(self._handle), ctypes.c_size_t(1), b"cpu", None))
+        create = self.functions.AOTInductorModelContainerCreateWithDevice
+        self._check(create(ctypes.byref(self._handle), ctypes.c_size_t(1), device.encode(), None))
         self.inputs = self._number("AOTInductorModelContainerGetNumInputs")
         self.outputs = self._number("AOTInductorModelContainerGetNumOutputs")
 
     def run(self, x: Any) -> list[Any]:
         """One tensor of the compiled shape and dtype (not checked) to the outputs; raises RuntimeError."""
+        if not self._handle:
+            raise RuntimeError("the compiled network is closed")
         inputs = (_POINTER * 1)(_pointer(self._aoti.unsafe_alloc_void_ptrs_from_tensors([x])[0]))
         outputs = (_POINTER * self.outputs)()
-        run = self._library.AOTInductorModelContainerRunSingleThreaded
+        run = self.functions.AOTInductorModelContainerRunSingleThreaded
         one, number = ctypes.c_size_t(1), ctypes.c_size_t(self.outputs)
         self._check(
             run(self._handle, inputs, one, outputs, number, None, None)
@@ -84,17 +86,17 @@ class Library:
         """Free the weights; the code stays mapped."""
         handle, self._handle = self._handle, _POINTER()
         if handle:
-            self._check(self._library.AOTInductorModelContainerDelete(handle))
+            self._check(self.functions.AOTInductorModelContainerDelete(handle))
 
     def _number(self, function: str) -> int:
         value = ctypes.c_size_t()
-        self._check(self._library[function](self._handle, ctypes.byref(value)))
+        self._check(self.functions[function](self._handle, ctypes.byref(value)))
         return value.value
 
     def _check(self, status: int) -> None:
         if status:
             text = ctypes.c_char_p()
-            self._library.AOTInductorGetLastError(ctypes.byref(text))
+            self.functions.AOTInductorGetLastError(ctypes.byref(text))
             raise RuntimeError((text.value or b"the compiled network failed").decode(errors="replace"))
 
 
