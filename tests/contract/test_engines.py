@@ -28,8 +28,9 @@ from tests.agent.engine.small_profile import textured, write_profile
 from tests.agent.engine.unproven import build_unproven
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERYWHERE = ("openvino", "eager")
+EVERYWHERE = ("openvino", "inductor", "eager")
 """Backends that run on every machine."""
+pytestmark = pytest.mark.timeout(500)  # inductor compiles for half a minute of a core
 
 
 @pytest.fixture(params=BACKENDS, scope="module")
