@@ -154,14 +154,14 @@ def _census(artefacts: Artefacts) -> dict[str, int]:
 
 def _module(torch: Any, request: BuildRequest) -> tuple[Any, Any]:
     """The module to compile and an example of its input, both on the device."""
-    from agent.engine.lowering import Autocast
+    from agent.engine.lowering import Autocast, folded
 
     profile, kind = request.profile, kind_of(request.device)
     modality = MODALITIES[profile.spec.modality]
     rows = np.resize(profile.golden_inputs, (request.batch_size, *profile.golden_inputs.shape[1:]))
-    network = load_network(profile).with_embedding()
+    example = torch.from_numpy(modality.to_network_input(profile.spec, rows))
+    network = folded(load_network(profile).with_embedding(), example)
     if kind == "cpu":
-        example = torch.from_numpy(modality.to_network_input(profile.spec, rows))
         module: Any = Autocast(network, request.precision, kind)
     else:
         exact(torch)

@@ -153,10 +153,12 @@ def _scaled(torch: Any, request: BuildRequest, inputs: Any) -> Any:
 @contextmanager
 def _quantised(torch: Any, network: Any, request: BuildRequest) -> Iterator[Any]:
     """The module to export, within the mode in which it must be exported."""
-    from agent.engine.lowering import Converted
+    from agent.engine.lowering import Converted, folded
 
+    example = _scaled(torch, request, request.profile.golden_inputs).cpu()
+    whole = folded(network.with_embedding(), example)
     if request.precision not in _QUANTISED:
-        yield Converted(network.with_embedding(), request.precision)
+        yield Converted(whole, request.precision)
         return
     import modelopt.torch.quantization as quantization
     from modelopt.torch.quantization.utils import export_torch_mode
@@ -167,7 +169,7 @@ def _quantised(torch: Any, network: Any, request: BuildRequest) -> Iterator[Any]
         for start in range(0, len(inputs), request.batch_size):
             module(_scaled(torch, request, inputs[start : start + request.batch_size]))
 
-    module = Converted(network.with_embedding(), "fp32").cuda().eval()
+    module = Converted(whole, "fp32").cuda().eval()
     with torch.no_grad():
         module = quantization.quantize(module, getattr(quantization, _QUANTISED[request.precision]), measure)
     with export_torch_mode():

@@ -24,7 +24,7 @@ from agent.engine.device import this_cpu
 from agent.engine.eager import EagerBackend, load_network
 from agent.engine.gates import independence_gate
 from agent.engine.inductor import CENSUS, InductorBackend, InductorEngine
-from agent.engine.lowering import Autocast, Converted, arithmetic_census, columns, exported
+from agent.engine.lowering import Autocast, Converted, arithmetic_census, columns, exported, folded
 from agent.engine.manifest import Artefacts, engine_folder, read_engine
 from agent.errors import EngineError
 from models.profile import LoadedProfile
@@ -272,6 +272,45 @@ def test_what_is_compiled_computes_in_the_precision_asked_for(is_careful: bool, 
     for value, reference in zip(found, expected, strict=True):
         assert value.dtype == torch.float32
         assert 0 < float((value - reference).abs().max()) < 0.05 * float(reference.abs().max())
+
+
+def test_folding_changes_rounding_only(profile: LoadedProfile) -> None:
+    """Every BatchNorm of the encoder is folded, the numbers stay, and the network that was given is as it was."""
+    network, x = load_network(profile).with_embedding(), torch.rand(2, 3, 64, 64)
+    without = folded(network, x)
+    kinds = [type(module) for whole in (network, without) for module in whole.modules()]
+    assert kinds.count(torch.nn.BatchNorm2d) == 20  # of ResNet-18, none of them in the folded one
+    with torch.no_grad():
+        for found, expected in zip(without(x), network(x), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+class Branching(torch.nn.Module):
+    """A convolution that two read, one that is used twice, and one that can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.d, self.e, self.f = (torch.nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Some sum."""
+        shared = self.a(x)
+        y: torch.Tensor = self.d(shared) + shared + self.e(self.b(x)) + self.b(x) + self.f(self.c(x))
+        return y
+
+
+def test_only_what_may_be_folded_is() -> None:
+    """A convolution whose values or weights serve somebody else as well stays as it is."""
+    torch.manual_seed(0)
+    network, x = Branching(), torch.rand(2, 3, 4, 4)
+    for _ in range(3):
+        network(x)
+    without = folded(network.eval(), x)
+    assert isinstance(without, Branching)
+    assert [type(m).__name__ for m in (without.d, without.e, without.f)] == ["BatchNorm2d", "BatchNorm2d", "Identity"]
+    with torch.no_grad():
+        torch.testing.assert_close(without(x), network(x))
 
 
 def test_raw_counts_in_front_of_the_network(profile: LoadedProfile) -> None:
