@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 PACKAGE = "model.pt2"
 _DESCRIPTIONS = ("_metadata.json", "_compile_flags.json", "_linker_flags.json")
+_GNU_STACK, _EXECUTABLE = 0x6474E551, 1
 _POINTER = ctypes.c_void_p
 
 
@@ -44,6 +46,33 @@ def library_of(folder: Path) -> Path:
     if fallbacks:
         raise ValueError(f"{PACKAGE} needs operations that only torch has ({fallbacks[0].name})")
     return libraries[0]
+
+
+def without_executable_stack(library: bytes) -> bytes:
+    """The same library, asking for no executable stack; raises ValueError for what is no 64-bit ELF file.
+
+    torch assembles the weights without the note that says so, and the linker supposes the worst: the process's stacks
+    would become executable, and glibc 2.41 or newer refuses to load the library at all.
+    """
+    if library[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("the compiled library is no 64-bit little-endian ELF file")
+    (start,), (size, number) = struct.unpack_from("<Q", library, 32), struct.unpack_from("<HH", library, 54)
+    changed = bytearray(library)
+    for offset in range(start, start + size * number, size):
+        kind, flags = struct.unpack_from("<II", library, offset)
+        if kind == _GNU_STACK:
+            struct.pack_into("<I", changed, offset + 4, flags & ~_EXECUTABLE)
+    return bytes(changed)
+
+
+def make_loadable(package: Path) -> None:
+    """Write the package again, its libraries without an executable stack."""
+    with zipfile.ZipFile(package) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(package, "w") as archive:
+        for name, content in files.items():
+            changed = without_executable_stack(content) if name.endswith(".so") else content
+            archive.writestr(zipfile.ZipInfo(name), changed)
 
 
 def torch_loader(folder: Path, index: int) -> Any:

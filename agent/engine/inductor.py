@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine.aoti import PACKAGE, Library, library_of, torch_loader, unpacked
+from agent.engine.aoti import PACKAGE, Library, library_of, make_loadable, torch_loader, unpacked
 from agent.engine.backend import BuildRequest, Built, Engine, check_rows, kind_of, thread_count
 from agent.engine.cuda import Card, CudaEngine, Forward, TorchCard, exact
 from agent.engine.device import cuda_missing, this_cpu
@@ -126,6 +126,7 @@ class InductorBackend:
             package = request.directory / PACKAGE
             with torch.no_grad(), lowering.torch_deprecations_ignored():
                 aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(_OPTIONS))
+        make_loadable(package)
         (request.directory / CENSUS).write_text(json.dumps(lowering.arithmetic_census(program)))
         emits = load_network(request.profile).emits
         return Built(dict(zip((emits, "embedding"), lowering.columns(program), strict=True)))

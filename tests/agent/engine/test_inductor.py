@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from agent.engine import load_built, open_built, predict_padded, self_test
-from agent.engine.aoti import PACKAGE, Library, library_of, torch_loader, unpacked
+from agent.engine.aoti import PACKAGE, Library, library_of, torch_loader, unpacked, without_executable_stack
 from agent.engine.backend import BuildRequest
 from agent.engine.device import this_cpu
 from agent.engine.eager import EagerBackend, load_network
@@ -59,7 +59,8 @@ sys.addaudithook(lambda event, args: started.append(event) if event in ("subproc
 profile = read_profile(folder)
 engine = load_built(profile, target, 1)
 predict_padded(engine, profile.golden_inputs)
-print(os.listdir(tempfile.gettempdir()), started, "torch._inductor" in sys.modules)
+stack = next(line.split()[1] for line in Path("/proc/self/maps").read_text().splitlines() if "[stack]" in line)
+print(os.listdir(tempfile.gettempdir()), started, "torch._inductor" in sys.modules, stack)
 """
 
 
@@ -119,10 +120,12 @@ def test_a_build_leaves_nothing_behind(build: tuple[str, Path], target: Path) ->
 
 
 def test_loading_needs_no_compiler(artefacts: Artefacts, folder: Path, target: Path, tmp_path: Path) -> None:
-    """Without g++ the engine loads and runs, starts no process, leaves no file, and the compiler is not imported."""
+    """Without g++ the engine loads and runs, starts no process, leaves no file; the compiler is not imported, and no
+    stack becomes executable.
+    """
     assert artefacts.manifest.outputs == {"logits": 4, "embedding": 64}
     done = run(LOAD, str(folder), str(target), TMPDIR=str(tmp_path), PATH=str(tmp_path))
-    assert done.stdout.strip() == "[] [] False", done.stderr
+    assert done.stdout.strip() == "[] [] False rw-p", done.stderr
 
 
 def test_the_private_folder_is_private_and_gone(artefacts: Artefacts) -> None:
@@ -208,6 +211,19 @@ def test_other_outputs_than_the_manifest_says(artefacts: Artefacts, profile: Loa
         manifest = artefacts.manifest.model_copy(update={"outputs": outputs})
         with pytest.raises(RuntimeError, match="its manifest says"):
             InductorBackend().load(profile, Artefacts(manifest, artefacts.files), 1)
+
+
+def test_no_library_asks_for_an_executable_stack(artefacts: Artefacts) -> None:
+    """The mark is taken off the library that the compiler made, and nothing else is changed; rubbish is refused."""
+    with unpacked(artefacts.files[PACKAGE]) as private:
+        library = library_of(private).read_bytes()
+    assert without_executable_stack(library) == library
+    header = next(i for i in range(64, 4096, 8) if library[i : i + 4] == b"\x51\xe5\x74\x64")  # PT_GNU_STACK
+    assert library[header + 4] == 6  # to be read and written
+    marked = library[: header + 4] + b"\x07" + library[header + 5 :]
+    assert without_executable_stack(marked) == library
+    with pytest.raises(ValueError, match="no 64-bit"):
+        without_executable_stack(b"\x7fELF\x01\x01")
 
 
 def test_another_torch_is_refused(artefacts: Artefacts, target: Path, profile: LoadedProfile, tmp_path: Path) -> None:
