@@ -118,7 +118,7 @@ class InductorBackend:
         with _private_caches(request.directory):
             from torch._inductor import aoti_compile_and_package
 
-            from agent.engine import lowering
+            from models import lowering
 
             request.announce("export")
             program = lowering.exported(*_module(torch, request))
@@ -155,7 +155,7 @@ def _census(artefacts: Artefacts) -> dict[str, int]:
 
 def _module(torch: Any, request: BuildRequest) -> tuple[Any, Any]:
     """The module to compile and an example of its input, both on the device."""
-    from agent.engine.lowering import Autocast, folded
+    from models.lowering import Autocast, folded
 
     profile, kind = request.profile, kind_of(request.device)
     modality = MODALITIES[profile.spec.modality]

@@ -86,7 +86,7 @@ class TensorRtBackend:
         if request.precision in _QUANTISED and importlib.util.find_spec("modelopt") is None:
             raise RuntimeError(f"{request.precision} needs nvidia-modelopt: pip install nvidia-modelopt")
         torch, torch_tensorrt = import_torch(), _torch_tensorrt()
-        from agent.engine import lowering
+        from models import lowering
 
         exact(torch)
         request.announce("export")
@@ -153,7 +153,7 @@ def _scaled(torch: Any, request: BuildRequest, inputs: Any) -> Any:
 @contextmanager
 def _quantised(torch: Any, network: Any, request: BuildRequest) -> Iterator[Any]:
     """The module to export, within the mode in which it must be exported."""
-    from agent.engine.lowering import Converted, folded
+    from models.lowering import Converted, folded
 
     example = _scaled(torch, request, request.profile.golden_inputs).cpu()
     whole = folded(network.with_embedding(), example)
