@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # More than cores: many tests wait for brokers, signals and other processes.
 WORKERS ?= $(shell expr $$(nproc) + 1)
-SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv gcc libc6-dev
+SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv gcc g++ libc6-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint sbom audit format bench faults fuzz phantom-profile evaluate-phantom system-packages install uninstall wheels clean

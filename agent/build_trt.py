@@ -17,19 +17,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from agent.engine import BACKENDS, built_engines, find_backend, load_built
-from agent.engine.backend import PRECISIONS, Backend
+from agent.engine import BACKENDS, built_engines, load_built
+from agent.engine.backend import PRECISIONS
 from agent.engine.build import PARITY_PATCHES, Plan, build_engine, golden_digest
 from agent.engine.gates import GateFailedError
 from agent.engine.manifest import Manifest, verify
 from agent.engine.table import engine_table
+from agent.engine.targets import device_kind, not_usable, usable_backend, usable_precisions
 from agent.errors import AgentError, EngineError, SettingsError
 from agent.profile_folder import load_profile_folder
 from models.profile import LoadedProfile
 
-_LATER = ("tensorrt", "inductor")
-_AUTO = ("openvino",)
-"""What `auto` tries without a GPU, best first."""
 _DESCRIPTION = """\
 Compile a profile's network for this machine and prove that the answers stay the same.
 
@@ -41,6 +39,7 @@ _EPILOG = """\
 examples:
   python -m agent.build_trt --profile configs/profiles/phantom
   python -m agent.build_trt --profile DIR --backend openvino --precision fp32
+  python -m agent.build_trt --profile DIR --device cuda --batch 32
   python -m agent.build_trt report --profile DIR     what is built, and whether it may be used here
   python -m agent.build_trt check --profile DIR      load the newest engine as the daemon would
 exit codes: 0 done, 1 failed (the gate is named), 2 bad arguments"""
@@ -70,14 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("action", nargs="?", choices=("build", "report", "check"), default="build")
     parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="folder with profile.yaml")
     parser.add_argument(
-        "--backend", choices=("auto", *BACKENDS, *_LATER), default="auto", help="auto: openvino (no GPU engine yet)"
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="auto: openvino on the cpu; tensorrt, else inductor, on a card",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="default: bf16 where the processor has it and it passes every gate, else fp32",
+        help="default: the best that the device has and that passes every gate, fp32 at last",
     )
-    parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: cpu where the backend has it)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="the one batch shape (default: best measured)")
     parser.add_argument("--threads", type=_natural, default=0, metavar="N", help="0 (default): every core")
     parser.add_argument(
@@ -103,17 +105,20 @@ def _natural(text: str) -> int:
 
 
 def _build(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
-    backend = _usable_backend(args.backend, args.device)
+    device = device_kind(args.backend, args.device)
+    backend = usable_backend(args.backend, device)
     plan = Plan(
         profile_dir=args.profile,
         profile=profile,
         backend=backend.name,
         precision="",
-        batch_size=args.batch or backend.default_batch(args.device),
+        batch_size=args.batch or backend.default_batch(device),
         threads=args.threads,
         patches=args.patches,
+        device=device,
     )
-    folder, manifest, passed_over = _first_that_passes(plan, _usable_precisions(backend, args.precision), args.json)
+    precisions = usable_precisions(backend, args.precision, device)
+    folder, manifest, passed_over = _first_that_passes(plan, precisions, args.json)
     if not args.json:
         Console().print(engine_table([(folder, manifest, "usable")]))
     return {"engine": str(folder), "manifest": manifest.model_dump(mode="json"), "passed_over": passed_over}
@@ -136,35 +141,6 @@ def _first_that_passes(plan: Plan, precisions: Sequence[str], quiet: bool) -> tu
     raise SettingsError(f"{plan.backend} has no precision on this machine")
 
 
-def _usable_backend(name: str, device: str) -> Backend:
-    if name in _LATER:
-        raise SettingsError(
-            f"backend {name} is not available in this version; available: openvino (eager needs no build)"
-        )
-    if device.lower() != "cpu":
-        raise SettingsError(f"device {device!r} is not available in this version; available: cpu")
-    reasons = []
-    for candidate in _AUTO if name == "auto" else (name,):
-        backend = find_backend(candidate)
-        if not backend.needs_build:
-            raise SettingsError(f"{candidate} runs straight from the profile and needs no build")
-        reason = backend.unavailable()
-        if reason is None:
-            return backend
-        reasons.append(reason)
-    raise EngineError("; ".join(reasons))
-
-
-def _usable_precisions(backend: Backend, asked: str | None) -> tuple[str, ...]:
-    available = backend.precisions()
-    if asked is None:
-        return available
-    if asked not in available:
-        found = ", ".join(available)
-        raise SettingsError(f"{backend.name} has no {asked} on this machine in this version; available: {found}")
-    return (asked,)
-
-
 def _report(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
     rows = []
     for folder, manifest in built_engines(args.profile):
@@ -174,10 +150,13 @@ def _report(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
         except EngineError as error:
             state = str(error)
         rows.append((folder, manifest, state))
+    not_run = not_usable()
     if not args.json:
         Console().print(
             engine_table(rows) if rows else f"nothing built; run: python -m agent.build_trt --profile {args.profile}"
         )
+        for name, reason in not_run.items():
+            print(f"{name}: not run: {reason}")
     return {
         "engines": [
             {
@@ -186,7 +165,8 @@ def _report(args: argparse.Namespace, profile: LoadedProfile) -> dict[str, Any]:
                 "manifest": manifest.model_dump(mode="json") if manifest else None,
             }
             for folder, manifest, state in rows
-        ]
+        ],
+        "not_run": not_run,
     }
 
 

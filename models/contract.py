@@ -135,6 +135,9 @@ class Modality:
     `with_embedding`: the module that engines compile, which gives (what it emits [B, K], its embedding [B, E])."""
     to_network_input: Callable[[Profile, NDArray[np.uint16]], NDArray[np.float32]]
     """Raw uint16 batch to float32 network input, on the host (scaling, third channel, clamping)."""
+    build_scaling: Callable[[Profile], Any]
+    """Returns a torch.nn.Module that does the same on the network's device, with the same bits. It takes the raw
+    batch as int16 (the bits of uint16); imports torch when called."""
     intensity_statistics: Callable[[Profile, NDArray[np.uint16]], NDArray[np.float64]]
     """Raw uint16 batch, as the network gets it, to float64 [B, S]: what a profile's reference bounds (models.domain).
     A patch's bits depend on itself alone."""

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from agent.engine.backend import Backend, Engine, predict_padded
 from agent.engine.eager import EagerBackend
+from agent.engine.inductor import InductorBackend
 from agent.engine.manifest import Artefacts, Manifest, read_engine
 from agent.engine.openvino import OpenVinoBackend
 from agent.engine.order import Candidate, built_engines, candidates, parse_entry
+from agent.engine.tensorrt import TensorRtBackend
 from agent.errors import EngineError, SettingsError
 from models.calibration import softmax
 from models.contract import Prediction
@@ -38,10 +40,12 @@ __all__ = [
     "self_test",
 ]
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVinoBackend(), EagerBackend())}
+BACKENDS: dict[str, Backend] = {
+    b.name: b for b in (TensorRtBackend(), InductorBackend(), OpenVinoBackend(), EagerBackend())
+}
 """Every backend by name: a new one is one file and its name here."""
 
-MAX_DP = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
+MAX_DP = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "int8": 0.05, "fp8": 0.05}
 """Largest allowed difference of a probability from eager fp32, by precision."""
 
 

@@ -20,7 +20,7 @@ from models.profile import LoadedProfile
 if TYPE_CHECKING:
     from agent.engine.manifest import Artefacts
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """Every precision that an engine may be asked for."""
 
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine import find_backend, open_built, predict_padded, self_test
-from agent.engine.backend import Backend, BuildRequest, Built, Engine, thread_count
-from agent.engine.device import this_cpu
+from agent.engine.backend import Backend, BuildRequest, Built, Engine, kind_of, thread_count
+from agent.engine.device import this_device
 from agent.engine.gates import GateFailedError, Parity, independence_gate, parity_gate, rate
 from agent.engine.manifest import (
     MANIFEST,
@@ -65,7 +65,8 @@ def build_engine(plan: Plan, announce: Callable[[str], None]) -> tuple[Path, Man
 
     Raises GateFailedError (the engine in place stays) and EngineError when nothing could be built.
     """
-    target = engine_folder(plan.profile_dir, plan.backend, plan.precision, plan.batch_size)
+    kind = kind_of(plan.device)
+    target = engine_folder(plan.profile_dir, plan.backend, plan.precision, plan.batch_size, kind)
     _remove_leftovers(target)
     # The folder's name starts with the backend (it is read back) after a dot (it is never picked up as an engine).
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
@@ -174,7 +175,7 @@ def write_manifest(plan: Plan, backend: Backend, scratch: Path, built: Built, fi
         outputs=built.outputs,
         notes=built.notes,
         profile=ProfileRef(name=spec.name, version=spec.version, sha256=plan.profile.sha256),
-        device=this_cpu(),
+        device=this_device(plan.device),
         requires={name: distribution_version(name) for name in backend.requires},
         built_with={
             "python": platform.python_version(),

@@ -19,14 +19,14 @@ from models.contract import Prediction
 from models.domain import Reference, distances
 from models.profile import LoadedProfile
 
-MIN_ARGMAX_AGREEMENT = {"fp32": 0.999, "bf16": 0.999, "fp16": 0.999, "int8": 0.995}
+MIN_ARGMAX_AGREEMENT = {"fp32": 0.999, "bf16": 0.999, "fp16": 0.999, "int8": 0.995, "fp8": 0.995}
 """Least share of inputs with the same class (ties aside), by precision."""
-MAX_MEAN_DP = {"int8": 0.003}
+MAX_MEAN_DP = {"int8": 0.003, "fp8": 0.003}
 """Largest mean difference of a probability, where the precision has such a limit."""
 
-MAX_EMBEDDING_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05, "int8": 0.1}
+MAX_EMBEDDING_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05, "int8": 0.1, "fp8": 0.1}
 """Largest distance of an embedding from eager's, as a share of its length, by precision."""
-MIN_FAR_AGREEMENT = {"fp32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.95}
+MIN_FAR_AGREEMENT = {"fp32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.95, "fp8": 0.95}
 """Least share of inputs that both engines call far from the profile's reference, or both near, by precision."""
 
 _REPEATS = 20

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from agent.engine.device import Device, this_cpu
+from agent.engine.device import Device, this_device
 from agent.errors import EngineError
 from models.profile import Frozen
 
@@ -110,9 +110,10 @@ class Artefacts:
     files: dict[str, bytes]
 
 
-def engine_folder(profile_dir: Path, backend: str, precision: str, batch_size: int) -> Path:
-    """Where an engine of this kind lies."""
-    return profile_dir / ENGINES / f"{backend}-{precision}-b{batch_size}"
+def engine_folder(profile_dir: Path, backend: str, precision: str, batch_size: int, kind: str = "cpu") -> Path:
+    """Where an engine of this kind lies, e.g. `inductor-bf16-b1` for the CPU and `inductor-cuda-bf16-b32`."""
+    name = backend if kind == "cpu" else f"{backend}-{kind}"
+    return profile_dir / ENGINES / f"{name}-{precision}-b{batch_size}"
 
 
 def distribution_version(name: str) -> str:
@@ -125,7 +126,8 @@ def distribution_version(name: str) -> str:
 
 def mend(directory: Path, backend: str) -> str:
     """The command that replaces the engine in this directory."""
-    return f"python -m agent.build_trt --profile {directory.parent.parent} --backend {backend}"
+    device = " --device cuda" if f"{backend}-cuda-" in directory.name else ""
+    return f"python -m agent.build_trt --profile {directory.parent.parent} --backend {backend}{device}"
 
 
 def verify(directory: Path, profile_sha256: str) -> Manifest:
@@ -173,7 +175,7 @@ def parse_manifest(text: bytes) -> Manifest:
 def _mismatch(manifest: Manifest, files: dict[str, bytes], profile_sha256: str) -> str | None:
     if manifest.profile.sha256 != profile_sha256:
         return f"built for profile {manifest.profile.sha256[:12]}…, this one is {profile_sha256[:12]}…"
-    device = this_cpu()
+    device = this_device(manifest.device.kind)
     if manifest.device != device:
         return f"built on {_words(manifest.device)}, this machine is {_words(device)}"
     for name, built in manifest.requires.items():
@@ -187,4 +189,5 @@ def _mismatch(manifest: Manifest, files: dict[str, bytes], profile_sha256: str) 
 
 
 def _words(device: Device) -> str:
-    return f"{device.model or device.kind} ({' '.join(device.instructions)})"
+    driver = (f"driver {device.driver}",) if device.driver else ()
+    return f"{device.model or device.kind} ({' '.join([*device.instructions, *driver])})"

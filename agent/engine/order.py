@@ -14,7 +14,7 @@ from agent.engine.backend import PRECISIONS, Backend
 from agent.engine.manifest import ENGINES, MANIFEST, Manifest, mend, parse_manifest
 from agent.errors import SettingsError
 
-_NAME = re.compile(r"([^-]+)(?:-([^-]+)(?:-b([1-9][0-9]*))?)?")
+_NAME = re.compile(r"([^-]+)(?:-(cuda))?(?:-([^-]+)(?:-b([1-9][0-9]*))?)?")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
     """One entry of the order: a backend, or more exactly the engines whose folders' names begin like this."""
 
     name: str
-    """`openvino`, `openvino-int8`, `openvino-bf16-b32`."""
+    """`openvino`, `openvino-int8`, `openvino-bf16-b32`, `inductor-cuda`."""
     backend: Backend
     precision: str | None = None
     batch_size: int | None = None
@@ -33,7 +33,7 @@ class Entry:
 
     def mend(self, profile_dir: Path) -> str:
         """The command that builds what it names."""
-        command = mend(profile_dir / ENGINES / self.name, self.backend.name)
+        command = mend(profile_dir / ENGINES / f"{self.name}-", self.backend.name)
         precision = f" --precision {self.precision}" if self.precision else ""
         return command + precision + (f" --batch {self.batch_size}" if self.batch_size else "")
 
@@ -58,13 +58,15 @@ def parse_entry(name: str, backends: Mapping[str, Backend]) -> Entry:
     backend = backends.get(match[1]) if match else None
     if match is None or backend is None:
         raise SettingsError(f"unknown engine {name!r}; known: {', '.join(backends)}")
-    if match[2] is None:
+    if match[2] is not None and match[2] not in backend.devices:
+        raise SettingsError(f"unknown engine {name!r}: {backend.name} runs on {', '.join(backend.devices)}")
+    if match[3] is None and match[2] is None:
         return Entry(name, backend)
     if not backend.needs_build:
         raise SettingsError(f"unknown engine {name!r}: {backend.name} is not built, name it {backend.name!r}")
-    if match[2] not in PRECISIONS:
+    if match[3] is not None and match[3] not in PRECISIONS:
         raise SettingsError(f"unknown engine {name!r}; known precisions: {', '.join(PRECISIONS)}")
-    return Entry(name, backend, match[2], int(match[3]) if match[3] else None)
+    return Entry(name, backend, match[3], int(match[4]) if match[4] else None)
 
 
 def candidates(profile_dir: Path, entries: Iterable[Entry]) -> Iterator[Candidate]:

@@ -18,6 +18,8 @@ from agent.errors import AgentError
 T = TypeVar("T")
 BEAT_S = 1.0
 """Whoever waits beats as often."""
+CLOSE_LIMIT_S = 5.0
+"""Longest wait for an engine to free what it holds."""
 
 
 class EngineHung(AgentError):
@@ -30,6 +32,7 @@ class Owner:
     def __init__(self) -> None:
         self.is_stuck = False
         """It has not come back from a call within its limit, and takes nothing any more."""
+        self._is_ended = False
         self._turns: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A daemon thread: the interpreter would wait at its end for one that is left behind.
         self._thread = threading.Thread(target=self._run, name="engine-owner", daemon=True)
@@ -38,8 +41,10 @@ class Owner:
     def call(self, work: Callable[[], T], limit_s: float = math.inf, beat: Callable[[], None] = lambda: None) -> T:
         """What `work` returns or raises, run on the owner's thread; `beat` is called each second meanwhile.
 
-        Raises EngineHung when that takes longer than `limit_s`, and for every call after that.
+        Raises EngineHung when that takes longer than `limit_s`, and for every call after that; RuntimeError after `end`.
         """
+        if self._is_ended:
+            raise RuntimeError("the engine is closed")
         if self.is_stuck:
             raise EngineHung("the engine has not come back from an earlier call")
         turn = _Turn(work)
@@ -54,6 +59,7 @@ class Owner:
 
     def end(self, last: Callable[[], object], limit_s: float) -> None:
         """Let the thread run `last` and end. Does not wait for a stuck one, which does both if it ever comes back."""
+        self._is_ended = True
         self._turns.put(_Turn(last).run)
         self._turns.put(None)
         if not self.is_stuck:

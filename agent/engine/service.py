@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent.discretion import told
 from agent.engine import Choice, nothing_left, self_test, usable
-from agent.engine.owner import EngineHung, Owner
+from agent.engine.owner import CLOSE_LIMIT_S, EngineHung, Owner
 from agent.errors import AgentError, EngineError
 from agent.settings import EngineSettings
 from models.contract import Prediction
@@ -23,8 +23,6 @@ from models.profile import LoadedProfile
 
 LOAD_LIMIT_S = 200.0
 """Longest wait for an engine to be loaded and to pass its golden pair; the unit allows 300 s for the start."""
-CLOSE_LIMIT_S = 5.0
-"""Longest wait for an engine to free what it holds."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ def _to_network_input(profile: Profile, x_BCHW: NDArray[np.uint16]) -> NDArray[n
     return to_network_input(x_BCHW, scale=spec.scale, third_channel_base=spec.third_channel_base)
 
 
+def _build_scaling(profile: Profile) -> Any:
+    from models.srh.scaling import Scaling
+
+    spec = srh_input(profile)
+    return Scaling(spec.scale, spec.third_channel_base)
+
+
 def _intensity_statistics(profile: Profile, x_BCHW: NDArray[np.uint16]) -> NDArray[np.float64]:
     from models.srh.intensity import intensity_statistics
 
@@ -53,6 +60,7 @@ SRH = Modality(
     make_assembler=_make_assembler,
     build_network=_build_network,
     to_network_input=_to_network_input,
+    build_scaling=_build_scaling,
     intensity_statistics=_intensity_statistics,
     patch_layout=_patch_layout,
     check=_check,

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from agent.build_trt import main
+from agent.engine import BACKENDS
 from agent.engine.openvino import OpenVinoBackend
 from tests.agent.engine.small_profile import need_openvino, write_profile
 
@@ -107,11 +109,12 @@ def test_nothing_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--backend", "tensorrt"), "backend tensorrt is not available in this version"),
-        (("--backend", "inductor"), "backend inductor is not available in this version"),
         (("--backend", "eager"), "eager runs straight from the profile and needs no build"),
         (("--precision", "int8"), "openvino has no int8 on this machine in this version; available: "),
-        (("--device", "cuda:0"), "device 'cuda:0' is not available in this version; available: cpu"),
+        (("--backend", "inductor", "--precision", "fp16"), "inductor has no fp16 on this machine in this version; "),
+        (("--backend", "openvino", "--device", "cuda"), "openvino does not build for cuda; it builds for cpu"),
+        (("--backend", "tensorrt", "--device", "cpu"), "tensorrt does not build for cpu; it builds for cuda"),
+        (("--device", "abacus"), "unknown device 'abacus'; known: cpu, cuda, cuda:N"),
     ],
 )
 def test_not_available(
@@ -122,6 +125,36 @@ def test_not_available(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {line}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--backend", "tensorrt"), ("is not installed",)),
+        (("--device", "cuda"), ("tensorrt: ", "; inductor: ")),
+        (("--device", "cuda", "--backend", "inductor"), ("inductor: torch ",)),
+    ],
+)
+def test_what_the_machine_lacks(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """A device or a package that is not there is one line with the reason of every backend tried, and exit code 1."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    assert main(["--profile", str(folder), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
+def test_report_says_what_is_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Backends that can be used for no device of this machine are named with the reason; the others are not."""
+    reason = BACKENDS["tensorrt"].unavailable("cuda")
+    assert main(["report", "--profile", str(folder)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": not run: " in line]
+    assert lines == ([f"tensorrt: not run: {reason}"] if reason else [])
+    assert main(["report", "--profile", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_run"] == ({"tensorrt": reason} if reason else {})
 
 
 @pytest.mark.parametrize(

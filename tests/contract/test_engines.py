@@ -24,12 +24,13 @@ from agent.profile_folder import load_profile_folder
 from models.domain import Reference, distances, marks, rooted
 from models.profile import LoadedProfile
 from models.srh.intensity import intensity_statistics
-from tests.agent.engine.small_profile import textured, write_profile
+from tests.agent.engine.small_profile import need_compiler, textured, write_profile
 from tests.agent.engine.unproven import build_unproven
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERYWHERE = ("openvino", "eager")
+EVERYWHERE = ("openvino", "inductor", "eager")
 """Backends that run on every machine."""
+pytestmark = pytest.mark.timeout(500)  # inductor compiles for half a minute of a core
 
 
 @pytest.fixture(params=BACKENDS, scope="module")
@@ -45,6 +46,8 @@ def folder(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason is not None:
         # A backend for a device that CI has not can only be skipped there; the others must be installed.
         pytest.fail(reason) if os.environ.get("CI") and backend.name in EVERYWHERE else pytest.skip(reason)
+    if backend.name == "inductor":
+        need_compiler()
     folder = tmp_path_factory.mktemp(backend.name)
     profile = write_profile(folder, sizes={"layers": 1})
     if backend.needs_build:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,14 @@ def need_openvino() -> None:
         if os.environ.get("CI"):
             pytest.fail("openvino is not installed")
         pytest.skip("openvino is not installed: pip install 'spinextract-agent[cpu]'")
+
+
+def need_compiler() -> None:
+    """Skip without a C++ compiler, which builds of inductor need; fail where the tests are the gate."""
+    if shutil.which("g++") is None:
+        if os.environ.get("CI"):
+            pytest.fail("g++ is not installed")
+        pytest.skip("g++ is not installed: make system-packages")
 
 
 def textured(count: int, seed: int = 0) -> NDArray[np.uint16]:

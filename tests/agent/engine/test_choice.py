@@ -186,6 +186,8 @@ def test_unknown_backend_of_a_manifest(folder: Path) -> None:
         ("openvino-fp32-32", "unknown engine"),
         ("openvino-fp32-b0", "unknown engine"),
         ("openvino-", "unknown engine"),
+        ("openvino-cuda", "openvino runs on cpu"),
+        ("inductor-cuda-int3", "known precisions: fp32"),
         ("", "unknown engine"),
         ("eager-fp32", "is not built, name it 'eager'"),
     ],
@@ -201,7 +203,7 @@ def test_an_entry_that_names_no_engine(tmp_path: Path, name: str, told: str) -> 
 def test_unknown_name(tmp_path: Path, order: tuple[str, ...]) -> None:
     """A name that is no engine is a settings error naming the known ones, even behind a usable engine."""
     profile = write_profile(tmp_path)
-    with pytest.raises(SettingsError, match="unknown engine 'abacus'; known: openvino, eager"):
+    with pytest.raises(SettingsError, match=f"unknown engine 'abacus'; known: {', '.join(BACKENDS)}"):
         choose(tmp_path, profile, order, 1)
 
 

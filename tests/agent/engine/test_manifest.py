@@ -19,6 +19,7 @@ from agent.engine.manifest import (
     ProfileRef,
     distribution_version,
     engine_folder,
+    mend,
     read_engine,
     verify,
 )
@@ -86,6 +87,11 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("profile", {"profile": ProfileRef(name="p", version=1, sha256="cd" * 32)}, "built for profile cdcdcdcdcdcd…"),
     ("device", {"device": Device(kind="cpu", model="Z80", instructions=())}, r"built on Z80 \(\)"),
     ("instructions", {"device": this_cpu().model_copy(update={"instructions": ("mmx",)})}, r"built on .*\(mmx\)"),
+    (
+        "card",
+        {"device": Device(kind="cuda", model="Card 9000", instructions=("sm_199",), driver="570.1")},
+        r"built on Card 9000 \(sm_199 driver 570\.1\), this machine is ",
+    ),
     ("version", {"requires": {"numpy": "0.9"}}, "built with numpy 0.9, this machine has"),
     ("absent library", {"requires": {"no-such-library": "1"}}, "no-such-library 1, this machine has not installed"),
     ("file hash", {"files": {"model.bin": "00" * 32}}, "model.bin differs"),
@@ -101,6 +107,14 @@ def test_mismatch_is_refused(tmp_path: Path, changes: dict[str, Any], reason: st
         verify(folder, PROFILE)
     assert f"run: python -m agent.build_trt --profile {tmp_path} --backend openvino" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_engines_of_a_card_have_their_own_place(tmp_path: Path) -> None:
+    """The folder names a device other than the CPU, and the command that mends it asks for that device."""
+    names = [engine_folder(tmp_path, "inductor", "bf16", 32, kind).name for kind in ("cpu", "cuda")]
+    assert names == ["inductor-bf16-b32", "inductor-cuda-bf16-b32"]
+    commands = [mend(tmp_path / "engines" / name, "inductor") for name in names]
+    assert [command.endswith("--backend inductor --device cuda") for command in commands] == [False, True]
 
 
 def test_every_edit_by_hand_shows(tmp_path: Path) -> None:
