@@ -10,14 +10,19 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.rounding import compensated, to_bf16
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LARGEST = 1200
+"""Inputs of one output value, above which `settled` leaves a convolution as it is."""
 _ARITHMETIC = {"conv2d", "convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "matmul", "einsum"}
 
 
@@ -68,6 +73,55 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
             network.set_submodule(convolution, fuse_conv_bn_eval(first, second))
             network.set_submodule(norm, nn.Identity())
     return network
+
+
+def settled(network: nn.Module, inputs_NCHW: Tensor, precision: str) -> nn.Module:
+    """For bf16: a folded network with its convolutions already in bf16, rounded by what they see of `inputs_NCHW`.
+
+    Patches are bright everywhere, so the errors of a filter add up when each weight is rounded to the nearest, as
+    compilers do: that took up all that bf16 may change. Convolutions of more than LARGEST inputs stay as they are:
+    they gain little, and take long. So do other precisions.
+    """
+    if precision != "bf16":
+        return network
+    network = copy.deepcopy(network).eval()
+    moments: dict[nn.Conv2d, Tensor] = {}
+    hooks = [m.register_forward_pre_hook(partial(_see, moments)) for m in network.modules() if _is_settled(m)]
+    with torch.no_grad():
+        network(inputs_NCHW)
+        for hook in hooks:
+            hook.remove()
+        for layer, moments_KK in moments.items():
+            _settle(layer, moments_KK)
+    return network
+
+
+def _is_settled(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.bias is not None
+        and module.groups == 1
+        and isinstance(module.padding, tuple)
+        and module.weight[0].numel() <= LARGEST
+    )
+
+
+def _see(moments: dict[nn.Conv2d, Tensor], layer: nn.Conv2d, given: tuple[Tensor]) -> None:
+    assert not isinstance(layer.padding, str)
+    columns_NKP = nn.functional.unfold(given[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    # The offset is one more weight, of an input that is always 1.
+    columns_NKP = torch.cat([torch.ones_like(columns_NKP[:, :1]), columns_NKP], dim=1)
+    products_KK = torch.einsum("nkp,nlp->kl", columns_NKP, columns_NKP).double()
+    moments[layer] = products_KK / (columns_NKP.shape[0] * columns_NKP.shape[2])
+
+
+def _settle(layer: nn.Conv2d, moments_KK: Tensor) -> None:
+    """Round, the offset first: it is large, since it takes the brightness away again, and ends in bf16 as well."""
+    assert layer.bias is not None
+    weights_OK = torch.cat([layer.bias[:, None], layer.weight.flatten(1)], dim=1)
+    rounded_OK = torch.from_numpy(compensated(weights_OK.numpy(), moments_KK.numpy(), to_bf16)).float()
+    layer.bias.copy_(rounded_OK[:, 0])
+    layer.weight.copy_(rounded_OK[:, 1:].reshape(layer.weight.shape))
 
 
 def _foldable(program: ExportedProgram) -> list[tuple[str, str]]:

@@ -155,13 +155,15 @@ def _census(artefacts: Artefacts) -> dict[str, int]:
 
 def _module(torch: Any, request: BuildRequest) -> tuple[Any, Any]:
     """The module to compile and an example of its input, both on the device."""
-    from models.lowering import Autocast, folded
+    from models.lowering import Autocast, folded, settled
 
     profile, kind = request.profile, kind_of(request.device)
     modality = MODALITIES[profile.spec.modality]
     rows = np.resize(profile.golden_inputs, (request.batch_size, *profile.golden_inputs.shape[1:]))
     example = torch.from_numpy(modality.to_network_input(profile.spec, rows))
     network = folded(load_network(profile).with_embedding(), example)
+    golden = torch.from_numpy(modality.to_network_input(profile.spec, profile.golden_inputs))
+    network = settled(network, golden, request.precision)
     if kind == "cpu":
         module: Any = Autocast(network, request.precision, kind)
     else:

@@ -5,7 +5,6 @@ Decides what the calibration may use and what a trial is judged on.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -28,31 +27,33 @@ def build(request: BuildRequest) -> Built:
 
     Raises RuntimeError, ValueError, OSError.
     """
-    model, names = _convert(request.profile, request.batch_size)
+    model, names = _convert(request.profile, request.batch_size, request.precision)
     notes: dict[str, str] = {}
     if request.precision == "int8":
-        found = _search_int8(model if request.batch_size == 1 else _convert(request.profile, 1)[0], request)
+        found = _search_int8(model if request.batch_size == 1 else _convert(request.profile, 1, "int8")[0], request)
         model, notes = found.quantise(model), found.notes
     import_openvino().save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
     return Built({name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)}, notes)
 
 
-def _convert(profile: LoadedProfile, batch_size: int) -> tuple[Any, tuple[str, str]]:
-    """The fp32 graph, and the names of its outputs."""
+def _convert(profile: LoadedProfile, batch_size: int, precision: str) -> tuple[Any, tuple[str, str]]:
+    """The graph with its weights in fp32, ready for `precision`, and the names of its outputs."""
     from agent.engine.eager import import_torch, load_network
 
     torch, ov = import_torch(), import_openvino()
+    from models.lowering import exported, folded, settled, torch_deprecations_ignored
+
     prepare = MODALITIES[profile.spec.modality].to_network_input
     rows = np.resize(profile.golden_inputs, (batch_size, *profile.golden_inputs.shape[1:]))
     example = torch.from_numpy(prepare(profile.spec, rows))
     network = load_network(profile)
     torch.set_num_threads(1)  # on a busy machine torch's threads wait for each other
-    with torch.no_grad(), warnings.catch_warnings():
-        # torch's own decompositions use names that torch deprecates; nothing of it concerns us.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        exported = torch.export.export(network.with_embedding(), (example,))
-        model = ov.convert_model(exported, input=list(example.shape))
+    module = network.with_embedding()
+    if precision == "bf16":
+        golden = torch.from_numpy(prepare(profile.spec, profile.golden_inputs))
+        module = settled(folded(module, example), golden, precision)
+    with torch_deprecations_ignored():
+        model = ov.convert_model(exported(module, example), input=list(example.shape))
     names = (network.emits, "embedding")
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})

@@ -41,7 +41,8 @@ class Owner:
     def call(self, work: Callable[[], T], limit_s: float = math.inf, beat: Callable[[], None] = lambda: None) -> T:
         """What `work` returns or raises, run on the owner's thread; `beat` is called each second meanwhile.
 
-        Raises EngineHung when that takes longer than `limit_s`, and for every call after that; RuntimeError after `end`.
+        Raises EngineHung when that takes longer than `limit_s`, and for every call after that; RuntimeError after
+        `end`.
         """
         if self._is_ended:
             raise RuntimeError("the engine is closed")

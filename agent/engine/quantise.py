@@ -1,10 +1,8 @@
 """Convolutions in int8 whose answers stay: an OpenVINO graph in fp32 and patches of its domain in, a rounded one out.
 
-Rounding each weight to its nearest step fails on these networks: a patch is bright everywhere, so the errors of a
-filter's weights add up. Here each filter is rounded weight by weight, and what one rounding lost is made up by the
-weights that follow, as the measured second moments of their inputs say (GPTQ: Frantar et al., 2022). What is left of
-the mean goes into the offset. Activations get 255 steps over the range that was measured, weights 127 on either side
-of zero per filter. Other layers stay as they are.
+Filters are rounded by what their inputs are like (models.rounding); what is left of a mean goes into the offset.
+Activations get 255 steps over the range that was measured, weights 127 on either side of zero per filter. Others
+stay as they are.
 """
 
 from __future__ import annotations
@@ -16,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.rounding import compensated
+
 POSITIONS = 200
 """Places of each calibration patch at which a convolution's inputs are looked at."""
-DAMPING = 0.01
-"""Share of the mean second moment that is added to each, so that they can be inverted."""
 HEADROOM = 1.1
 """Measured ranges are widened by this: other patches may go beyond the calibration's."""
 _STEPS, _WEIGHT_STEPS = 255, 127
-_BLOCK = 64
 
 
 Span = tuple[float, float]
@@ -179,26 +176,14 @@ def _store(node: Any, filters: Filters, op: Any) -> None:
 def round_filters(
     weights_OK: NDArray[np.float32], moments_KK: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Filters to whole steps [O, K] within ±127 and the size of a step [O], so that the outputs change least.
+    """Filters to whole steps [O, K] within ±127 and the size of a step [O], so that the outputs change least."""
+    scales_O = np.maximum(np.abs(weights_OK).max(axis=1), 1e-12).astype(np.float64) / _WEIGHT_STEPS
 
-    Weights are rounded one input after the other; each rounding's error moves the weights still to come by what
-    makes up for it best under the inputs' second moments. Source: GPTQ, arXiv:2210.17323, algorithm 1.
-    """
-    work_OK = weights_OK.astype(np.float64)
-    filters, inputs = work_OK.shape
-    scales_O = np.maximum(np.abs(work_OK).max(axis=1), 1e-12) / _WEIGHT_STEPS
-    damped_KK = moments_KK + np.eye(inputs) * max(DAMPING * np.trace(moments_KK) / inputs, 1e-12)
-    upper_KK = np.linalg.cholesky(np.linalg.inv(damped_KK)).T
-    steps_OK = np.empty_like(work_OK)
-    for start in range(0, inputs, _BLOCK):
-        end = min(start + _BLOCK, inputs)
-        errors_OB = np.empty((filters, end - start))
-        for i in range(start, end):
-            steps_OK[:, i] = np.clip(np.round(work_OK[:, i] / scales_O), -_WEIGHT_STEPS, _WEIGHT_STEPS)
-            error_O = (work_OK[:, i] - steps_OK[:, i] * scales_O) / upper_KK[i, i]
-            work_OK[:, i + 1 : end] -= np.outer(error_O, upper_KK[i, i + 1 : end])
-            errors_OB[:, i - start] = error_O
-        work_OK[:, end:] -= errors_OB @ upper_KK[start:end, end:]
+    def nearest(weights_O: NDArray[np.float64]) -> NDArray[np.float64]:
+        steps_O = np.clip(np.round(weights_O / scales_O), -_WEIGHT_STEPS, _WEIGHT_STEPS)
+        return np.asarray(steps_O * scales_O, np.float64)
+
+    steps_OK: NDArray[np.float64] = np.round(compensated(weights_OK, moments_KK, nearest) / scales_O[:, None])
     return steps_OK, scales_O
 
 
@@ -232,7 +217,8 @@ def _columns(x_CHW: NDArray[np.float32], layer: Any, random: np.random.Generator
     outputs = windows.shape[1] * windows.shape[2]
     places = random.choice(outputs, min(POSITIONS, outputs), replace=False)
     ys, xs = np.divmod(places, windows.shape[2])
-    return np.ascontiguousarray(windows[:, ys, xs].swapaxes(0, 1)).reshape(len(places), -1)
+    picked: NDArray[np.float32] = windows[:, ys, xs].swapaxes(0, 1).reshape(len(places), -1)
+    return picked
 
 
 def _stepped(value: Any, span: tuple[float, float], op: Any) -> Any:
