@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from agent.calls import answer_within
+from agent.engine_limits import EngineLimits
 from agent.field_types import AnyPath, Folders, Seconds
 from agent.naming import Name, NamingRule, NamingSettings
 from agent.outlets import DashboardSettings, DicomOutSettings, MetricsSettings, MqttSettings
@@ -110,6 +111,11 @@ class EngineSettings(Section):
     """Backends by preference; the first usable one runs, and the others' reasons are told."""
     threads: int = Field(0, ge=0)
     """Threads of the engine; 0 takes every core."""
+    public_key: AnyPath | None = None
+    """ed25519 public key (PEM). When set, a built engine without a valid signature by its private half is refused
+    before anything of it is read (`python -m agent.build_trt --sign-with KEY`)."""
+    limits: EngineLimits = EngineLimits()
+    """What a built engine must keep, by precision; loosening one lets an engine run that is refused by default."""
 
 
 class IdentitySettings(Section):
