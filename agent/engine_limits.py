@@ -18,7 +18,7 @@ MaxDp = Annotated[
 MeanDp = Annotated[float, Field(gt=0, le=1, description="Largest mean difference of a probability.")]
 ArgmaxAgreement = Annotated[
     float,
-    Field(ge=0, le=1, description="Least share of inputs with the same class; a tie within max_dp counts as the same."),
+    Field(ge=0, le=1, description="Least share of inputs with the same class; ties within max_dp count."),
 ]
 EmbeddingDifference = Annotated[
     float, Field(gt=0, le=1, description="Largest distance of an embedding from eager's, as a share of its length.")
@@ -117,3 +117,7 @@ class EngineLimits(Section):
         """The limits of a precision; those of fp32 for one that this version does not know."""
         found = getattr(self, precision, None)
         return found if isinstance(found, PrecisionLimits) else self.fp32
+
+
+STRICT = EngineLimits()
+"""The defaults."""

@@ -98,8 +98,8 @@ class Pipeline:
 
     def _build(self) -> None:
         settings = self._settings
-        profile = load_profile_folder(settings.profile)
-        choice = choose(settings.profile, profile, settings.engine.order, settings.engine.threads)
+        wanted, profile = settings.engine, load_profile_folder(settings.profile)
+        choice = choose(settings.profile, profile, wanted.order, wanted.threads, wanted.limits, wanted.public_key)
         self._resources.callback(choice.engine.close)
         engine = EngineRef(name=choice.engine.name, precision=choice.engine.precision)
         log.info(
@@ -136,7 +136,7 @@ class Pipeline:
         reader = self._reader(profile.spec, memory)
         batcher = Batcher(choice.engine.batch_size, settings.pipeline.batch_deadline_ms / 1e3)
         feeder = Feeder(reader, batcher, self._work, token, wakeup, beat=self._pulse.beats("reader"))
-        test, beat = partial(self_test, choice.engine, profile), self._pulse.beats("engine")
+        test, beat = partial(self_test, choice.engine, profile, wanted.limits), self._pulse.beats("engine")
         reducer = Reducer(choice.engine, profile.spec, memory.patches, profile.reference, self_test=test, beat=beat)
         reducer.resume(memory.finals)
         reporter = Reporter(reducer, speaker, memory.finals)

@@ -33,10 +33,10 @@ from agent.profile_folder import load_profile_folder
 from agent.reader import Reader
 from agent.reducer import Reducer
 from agent.score_report import document_of, show
-from agent.settings import load_settings
+from agent.settings import EngineSettings, load_settings
 from agent.watch import Changes
 from models.contract import ModelInput
-from models.profile import LoadedProfile
+from models.profile import LoadedProfile, Profile
 from models.registry import MODALITIES
 
 HELP = """Scores finished slides: folders in any layout that the agent knows, or single files of them.
@@ -90,6 +90,29 @@ def finished_folders(paths: list[Path], naming: NamingSettings | None = None) ->
     return [FinishedFolder(folder, names) for folder, names in folders.items()]
 
 
+def reader_of(folder: FinishedFolder, spec: Profile, naming: NamingSettings) -> Reader:
+    """A reader for whom what is on disk is all there is: settled at once, and nothing is waited for."""
+    return Reader(
+        folder,
+        Layouts(rules_of(naming), Plain(), naming.tags, naming.tags_first_number),
+        Plain(),
+        MODALITIES[spec.modality].make_assembler(spec),
+        open_parser,
+        limits=Limits(),
+        patience=Patience(0.0, math.inf, math.inf, math.inf, next_ends_patient=False),
+        examine=False,
+    )
+
+
+def everything(reader: Reader) -> Iterator[Told]:
+    """All that a reader has to say of a finished folder."""
+    for _ in range(2):  # the second time for what only then counts as settled
+        yield from reader.poll(0.0)
+        while reader.behind:
+            yield from reader.poll(0.0)
+    yield from reader.close()
+
+
 class Scorer:
     """Runs the reader and the reducer in one thread over finished folders."""
 
@@ -103,19 +126,7 @@ class Scorer:
 
     def score(self, folder: FinishedFolder) -> Iterator[int]:
         """Count every patch of a folder; yields the number counted so far after each batch."""
-        spec = self._profile.spec
-        reader = Reader(
-            folder,
-            Layouts(rules_of(self._naming), Plain(), self._naming.tags, self._naming.tags_first_number),
-            Plain(),
-            MODALITIES[spec.modality].make_assembler(spec),
-            open_parser,
-            limits=Limits(),
-            # What is on disk is all there is: settled at once, and nothing is waited for.
-            patience=Patience(0.0, math.inf, math.inf, math.inf, next_ends_patient=False),
-            examine=False,
-        )
-        for told in self._everything(reader):
+        for told in everything(reader_of(folder, self._profile.spec, self._naming)):
             if isinstance(told, ModelInput):
                 yield from self._run(self._batcher.add(told, 0.0))
             elif isinstance(told, Progress):
@@ -126,14 +137,6 @@ class Scorer:
             elif isinstance(told, Problem):
                 self.problems.append(told)
         yield from self._run(self._batcher.flush())
-
-    @staticmethod
-    def _everything(reader: Reader) -> Iterator[Told]:
-        for _ in range(2):  # the second time for what only then counts as settled
-            yield from reader.poll(0.0)
-            while reader.behind:
-                yield from reader.poll(0.0)
-        yield from reader.close()
 
     def _run(self, batch: Batch | None) -> Iterator[int]:
         if batch is not None:
@@ -147,7 +150,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = HELP
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder or file of finished slides")
     parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="profile folder")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="take `naming` and engine threads from here")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="take `naming` and `engine` but its order from here"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write patches, slides and patients as JSON")
     parser.add_argument("--backend", metavar="B", help="engine to use (default: openvino where built, else eager)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine (0, the default: every core)")
@@ -163,8 +168,9 @@ def main(args: argparse.Namespace) -> int:
     folders = finished_folders(args.paths, naming)
     profile = load_profile_folder(args.profile)
     order = [args.backend] if args.backend else ["openvino", "eager"]
-    choice = choose(args.profile, profile, order, threads)
-    test = partial(self_test, choice.engine, profile)
+    engine = settings.engine if settings else EngineSettings()
+    choice = choose(args.profile, profile, order, threads, engine.limits, engine.public_key)
+    test = partial(self_test, choice.engine, profile, engine.limits)
     reducer = Reducer(choice.engine, profile.spec, reference=profile.reference, self_test=test)
     scorer = Scorer(profile, reducer, naming)
     started = time.monotonic()

@@ -44,7 +44,8 @@ def _engines(settings: Settings, profile: LoadedProfile) -> Iterator[Finding]:
     reasons: list[Finding] = []
     for name in settings.engine.order:
         try:
-            choice = choose(settings.profile, profile, (name,), settings.engine.threads)
+            wanted = settings.engine
+            choice = choose(settings.profile, profile, (name,), wanted.threads, wanted.limits, wanted.public_key)
         except AgentError as error:
             reasons.append(_unusable(settings, name, _reason(error, name)))
             continue

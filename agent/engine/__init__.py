@@ -15,8 +15,19 @@ from numpy.typing import NDArray
 
 from agent.engine.backend import Backend, Engine, predict_padded
 from agent.engine.eager import EagerBackend
-from agent.engine.manifest import ENGINES, MANIFEST, Artefacts, Manifest, mend, parse_manifest, read_engine
+from agent.engine.manifest import (
+    ENGINES,
+    MANIFEST,
+    Artefacts,
+    Manifest,
+    ProfileRef,
+    mend,
+    parse_manifest,
+    read_engine,
+    read_signed,
+)
 from agent.engine.openvino import OpenVinoBackend
+from agent.engine_limits import STRICT, EngineLimits
 from agent.errors import EngineError, SettingsError
 from models.calibration import softmax
 from models.contract import Prediction
@@ -39,9 +50,6 @@ __all__ = [
 BACKENDS: dict[str, Backend] = {b.name: b for b in (OpenVinoBackend(), EagerBackend())}
 """Every backend by name: a new one is one file and its name here."""
 
-MAX_DP = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "int8": 0.05}
-"""Largest allowed difference of a probability from eager fp32, by precision."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -61,17 +69,25 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], threads: int) -> Choice:
+def choose(
+    profile_dir: Path,
+    profile: LoadedProfile,
+    order: Sequence[str],
+    threads: int,
+    limits: EngineLimits = STRICT,
+    public_key: Path | None = None,
+) -> Choice:
     """Load the first usable engine of `order` (backend names), warm and self-tested on the golden pair.
 
-    Of several engines of one backend the one built last comes first. `threads` 0 takes every core.
+    Of several engines of one backend the one built last comes first. `threads` 0 takes every core. With a
+    `public_key` a built engine must be signed by its owner.
     Raises SettingsError for an unknown name, EngineError with every reason when nothing can be used.
     """
     passed_over: dict[str, str] = {}
     for backend in [find_backend(name) for name in order]:
-        for label, folder in _candidates(profile_dir, backend):
+        for label, folder in _candidates(profile_dir, backend, public_key):
             try:
-                engine, manifest = _load(backend, profile, folder, profile_dir, threads)
+                engine, manifest = _load(backend, profile, folder, profile_dir, threads, limits, public_key)
             except EngineError as error:
                 passed_over[label] = str(error)
             else:
@@ -80,39 +96,58 @@ def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], thre
     raise EngineError(f"no engine can be used: {reasons or 'the order of engines is empty'}")
 
 
-def load_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
+def load_built(
+    profile: LoadedProfile,
+    folder: Path,
+    threads: int,
+    limits: EngineLimits = STRICT,
+    public_key: Path | None = None,
+) -> Engine:
     """Load one built engine as `choose` would: verified and self-tested; raises EngineError with the reason."""
-    engine = open_built(profile, folder, threads)
-    self_test(engine, profile)
+    engine, _ = _open_verified(profile, folder, threads, limits, public_key)
+    self_test(engine, profile, limits)
     return engine
 
 
-def open_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
+def open_built(profile: LoadedProfile, folder: Path, threads: int, *, unproven: bool = False) -> Engine:
     """Load one built engine, verified but not self-tested: for the build's own gates. Raises EngineError."""
-    return _open_verified(profile, folder, threads)[0]
+    return _open_verified(profile, folder, threads, STRICT, None, unproven=unproven)[0]
 
 
-def _open_verified(profile: LoadedProfile, folder: Path, threads: int) -> tuple[Engine, Manifest]:
-    artefacts = read_engine(folder, profile.sha256)
+def _open_verified(
+    profile: LoadedProfile,
+    folder: Path,
+    threads: int,
+    limits: EngineLimits,
+    public_key: Path | None,
+    *,
+    unproven: bool = False,
+) -> tuple[Engine, Manifest]:
+    artefacts = read_engine(folder, ProfileRef.of(profile), limits, public_key, unproven=unproven)
     backend = BACKENDS.get(artefacts.manifest.backend)
     if backend is None:
         raise EngineError(f"{folder.name}: this version has no backend {artefacts.manifest.backend!r}")
     return _opened(backend, profile, artefacts, threads), artefacts.manifest
 
 
-def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[Path, Manifest | None]]:
-    """Engine folders, newest build first; None for a manifest that cannot be read. Half-built ones are not listed."""
+def built_engines(
+    profile_dir: Path, backend: str | None = None, public_key: Path | None = None
+) -> list[tuple[Path, Manifest | None]]:
+    """Engine folders, newest build first; None for a manifest that cannot be read. Half-built ones are not listed.
+
+    With a `public_key`, a manifest without its owner's signature is not read at all.
+    """
     found: list[tuple[Path, Manifest | None]] = []
     for path in sorted((profile_dir / ENGINES).glob(f"[!.]*/{MANIFEST}")):
         if backend is None or path.parent.name.startswith(f"{backend}-"):
             try:
-                found.append((path.parent, parse_manifest(path.read_bytes())))
-            except (OSError, ValueError):
+                found.append((path.parent, parse_manifest(read_signed(path.parent, public_key))))
+            except (OSError, ValueError, EngineError):
                 found.append((path.parent, None))  # still listed: verifying it gives the reason
     return sorted(found, key=lambda item: item[1].built_at if item[1] else "", reverse=True)
 
 
-def self_test(engine: Engine, profile: LoadedProfile) -> float:
+def self_test(engine: Engine, profile: LoadedProfile, limits: EngineLimits = STRICT) -> float:
     """Largest difference of a probability on the golden pair; warms the engine's one batch shape.
 
     Raises EngineError when the engine fails on it, beyond the limit of its precision, for values not finite, or when
@@ -124,7 +159,7 @@ def self_test(engine: Engine, profile: LoadedProfile) -> float:
         raise EngineError(f"golden pair cannot be run: {' '.join(str(error).split())[:500]}") from error
     golden = dict.fromkeys(prediction, profile.golden_outputs)
     difference = float(np.abs(class_probabilities(prediction) - class_probabilities(golden)).max())
-    limit = MAX_DP[engine.precision]
+    limit = limits.of(engine.precision).max_dp
     if not difference <= limit:
         raise EngineError(f"golden pair differs by {difference:.2g}, {engine.precision} allows {limit:g}")
     if profile.reference is not None:
@@ -144,25 +179,32 @@ def class_probabilities(prediction: Prediction) -> NDArray[np.float64]:
     return softmax(prediction["logits"].astype(np.float64))
 
 
-def _candidates(profile_dir: Path, backend: Backend) -> list[tuple[str, Path | None]]:
-    folders = [folder for folder, _ in built_engines(profile_dir, backend.name)] if backend.needs_build else []
+def _candidates(profile_dir: Path, backend: Backend, public_key: Path | None) -> list[tuple[str, Path | None]]:
+    built = built_engines(profile_dir, backend.name, public_key) if backend.needs_build else []
+    folders = [folder for folder, _ in built]
     return [(folder.name, folder) for folder in folders] or [(backend.name, None)]
 
 
 def _load(
-    backend: Backend, profile: LoadedProfile, folder: Path | None, profile_dir: Path, threads: int
+    backend: Backend,
+    profile: LoadedProfile,
+    folder: Path | None,
+    profile_dir: Path,
+    threads: int,
+    limits: EngineLimits,
+    public_key: Path | None,
 ) -> tuple[Engine, Manifest | None]:
     reason = backend.unavailable()
     if reason:
         raise EngineError(reason)
     if folder:
-        built, manifest = _open_verified(profile, folder, threads)
-        self_test(built, profile)
+        built, manifest = _open_verified(profile, folder, threads, limits, public_key)
+        self_test(built, profile, limits)
         return built, manifest
     if backend.needs_build:
         raise EngineError(f"not built; run: {mend(profile_dir / ENGINES / backend.name, backend.name)}")
     engine = _opened(backend, profile, None, threads)
-    self_test(engine, profile)
+    self_test(engine, profile, limits)
     return engine, None
 
 

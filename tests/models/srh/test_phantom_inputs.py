@@ -13,7 +13,7 @@ from models.srh.phantom_inputs import FIRST_SEED, phantom_inputs
 
 def test_a_full_slide_is_cut_as_a_real_one() -> None:
     """At 300 px the patches are those of the imager's grid that the gate lets pass, in its order."""
-    spec = SrhInput()
+    spec = SrhInput(gate=GateSpec(min_ch3_ch2_ratio=0.8))
     found = phantom_inputs(spec, 1)
     slide = PhantomSlide(FIRST_SEED + 1, 1)
     expected = []
