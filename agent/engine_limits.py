@@ -116,7 +116,8 @@ class EngineLimits(Section):
     def of(self, precision: str) -> PrecisionLimits:
         """The limits of a precision; those of fp32 for one that this version does not know."""
         found = getattr(self, precision, None)
-        return found if isinstance(found, PrecisionLimits) else self.fp32
+        found = found if isinstance(found, PrecisionLimits) else self.fp32
+        return PrecisionLimits(**found.model_dump())
 
 
 STRICT = EngineLimits()

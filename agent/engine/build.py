@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from agent.engine.gates import (
 )
 from agent.engine.manifest import MANIFEST, Manifest, ProfileRef, distribution_version, engine_folder, verify
 from agent.engine.signature import SIGNATURE, sign
-from agent.engine_limits import STRICT, EngineLimits, PrecisionLimits
+from agent.engine_limits import STRICT, EngineLimits
 from agent.errors import EngineError
 from models.profile import LoadedProfile
 
@@ -108,7 +109,7 @@ def _build_and_prove(plan: Plan, scratch: Path, announce: Announce, expected: Ex
 
 def _prove(plan: Plan, scratch: Path, engine: Engine, announce: Announce, expected: Expected) -> Figures:
     """Every gate, the quick ones first; raises GateFailedError at the first that fails."""
-    limits: PrecisionLimits = plan.limits.of(plan.precision)
+    limits = plan.limits.of(plan.precision)
     gates = require(golden_gate(engine, plan.profile, plan.limits))
     measured, census = census_gate(engine, limits)
     gates += require(measured)
@@ -147,9 +148,20 @@ def _compile(plan: Plan, backend: Backend, scratch: Path, announce: Announce) ->
     try:
         return backend.build(request)
     except (ImportError, RuntimeError, ValueError) as error:
+        _require_room(scratch, len(plan.profile.weights))
         raise EngineError(
             f"{plan.backend} cannot compile this profile: {' '.join(str(error).split())[:500]}"
         ) from error
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Raise OSError when no file of this size (1 MiB at least) can be written: libraries tell that in other words."""
+    probe = folder / "probe"
+    try:
+        probe.write_bytes(bytes(max(size, 1 << 20)))
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def golden_digest(engine: Engine, profile: LoadedProfile) -> str:
@@ -161,7 +173,6 @@ def golden_digest(engine: Engine, profile: LoadedProfile) -> str:
 def write_manifest(plan: Plan, backend: Backend, scratch: Path, built: Built, figures: Figures | None) -> Manifest:
     """Hash the files of a built engine and seal its manifest beside them; without figures while it is unproven."""
     files = sorted(path for path in scratch.iterdir() if path.name != MANIFEST)
-    limits = plan.limits.of(plan.precision).model_dump()
     manifest = Manifest(
         backend=plan.backend,
         precision=plan.precision,
@@ -177,7 +188,7 @@ def write_manifest(plan: Plan, backend: Backend, scratch: Path, built: Built, fi
         },
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         figures=figures,
-        limits=PrecisionLimits(**limits),
+        limits=plan.limits.of(plan.precision),
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     ).sealed()
     text = manifest.to_json().encode()

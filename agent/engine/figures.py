@@ -36,11 +36,11 @@ class GateFigure(Frozen):
             return True
         return self.figure <= self.limit if self.bound == "at most" else self.figure >= self.limit
 
-    def passed_under(self, limits: PrecisionLimits) -> bool:
-        """Whether the figure keeps the limit of other settings."""
-        if self.setting is None or self.setting not in BOUNDS:
-            return self.passed
-        return self.model_copy(update={"limit": getattr(limits, self.setting)}).passed
+    def under(self, limits: PrecisionLimits) -> GateFigure:
+        """The same figure beside the limit of other settings."""
+        if self.setting not in BOUNDS:
+            return self
+        return self.model_copy(update={"limit": getattr(limits, self.setting), "bound": BOUNDS[self.setting]})
 
     def words(self) -> str:
         """The figure beside its limit."""

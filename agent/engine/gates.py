@@ -115,7 +115,7 @@ def slides_gate(
         differences = np.abs(np.subtract(after.probabilities, before.probabilities))
         change = max(change, float(differences.max()))
         kept += after.predicted == before.predicted
-    name = f"max change of the posterior of {len(slides)} whole slides"
+    name = f"max change of a posterior, of {len(slides)} slides"
     same = GateFigure(
         gate="slides",
         measure="slides that keep their class",

@@ -230,8 +230,9 @@ def _unproven(manifest: Manifest, limits: EngineLimits) -> str | None:
     if manifest.figures is None:
         return "its build was never finished: no gate was passed"
     for figure in manifest.figures.gates:
-        if not figure.passed_under(limits.of(manifest.precision)):
-            return f"it was built under other limits: gate {figure.gate!r}, {figure.words()}"
+        now = figure.under(limits.of(manifest.precision))
+        if not now.passed:
+            return f"built under other limits: gate {now.gate!r}, {now.words()}"
     return None
 
 

@@ -44,8 +44,12 @@ def engine_report(engines: Sequence[Listed]) -> Iterator[RenderableType]:
 
 def _overview(engines: Sequence[Listed]) -> Table:
     table = Table(title="Built engines, newest first")
-    for name in ("engine", "built (UTC)", "patches/s", "× eager", "signature", "state here"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("patches/s", "× eager") else "left")
+    table.add_column("engine", no_wrap=True)
+    table.add_column("built (UTC)")
+    for name in ("patches/s", "× eager"):
+        table.add_column(name, justify="right")
+    for name in ("signature", "state here"):
+        table.add_column(name, overflow="fold")
     for engine in engines:
         figures = engine.manifest.figures if engine.manifest else None
         built = engine.manifest.built_at[:16].replace("T", " ") if engine.manifest else "–"
@@ -89,7 +93,7 @@ def _facts(manifest: Manifest, signature: str) -> Table:
         "profile": f"{profile.name} {profile.version} ({profile.sha256[:12]}…, weights {profile.weights[:12]}…)",
         "device": words_of(manifest.device),
         "libraries": ", ".join(f"{n} {v}" for n, v in (manifest.requires | manifest.built_with).items()),
-        "compared on": f"{figures.patches} patches, half of them blends; {figures.slides} whole phantom slides of"
+        "compared on": f"{figures.patches} patches, half of them blends; phantom slides, whole: {figures.slides} with"
         f" {figures.slide_patches} patches"
         if figures
         else "–",
