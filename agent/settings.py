@@ -205,14 +205,15 @@ def load_settings(path: Path) -> Settings:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the settings file, for editors."""
     schema = Settings.model_json_schema()
-    for name, field in schema["properties"].items():
-        if "$ref" in field:
-            # A section whose every line is commented out reads as null.
-            section = schema["$defs"][field["$ref"].rpartition("/")[2]]
-            schema["properties"][name] = {
-                "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}],
-                "description": section["description"],
-            }
+    for owner in (schema, *schema["$defs"].values()):
+        for name, field in owner["properties"].items():
+            if "$ref" in field:
+                # A section whose every line is commented out reads as null.
+                section = schema["$defs"][field["$ref"].rpartition("/")[2]]
+                owner["properties"][name] = {
+                    "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}],
+                    "description": section["description"],
+                }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -122,7 +122,9 @@ def test_a_limit_on_the_size_of_files(folder: Path) -> None:
 def test_a_full_disk(folder: Path) -> None:
     """A real file system with too little room for the engine."""
     cage = (need("bwrap", "bubblewrap"), "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--size", "300000")
-    no_room(start(folder, *cage, "--tmpfs", str(folder / "engines")), folder, "No space left on device")
+    build = start(folder, *cage, "--tmpfs", str(folder / "engines"))
+    no_room(build, folder, "No space left on device")
+    assert build.returncode == 1
 
 
 def test_an_engine_of_another_processor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
