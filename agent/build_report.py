@@ -86,7 +86,8 @@ def check(
     profile_dir: Path, profile: LoadedProfile, terms: Terms, folder: Path | None, *, quiet: bool
 ) -> dict[str, Any]:
     """Load an engine (the newest) as the daemon would; raises EngineError."""
-    folders = [folder] if folder else [path for path, _ in built_engines(profile_dir)][:1]
+    built = built_engines(profile_dir, public_key=terms.public_key)
+    folders = [folder] if folder else [path for path, _ in built][:1]
     if not folders:
         raise EngineError(f"nothing built; run: python -m agent.build_trt --profile {profile_dir}")
     engine = load_built(profile, folders[0], terms.threads, terms.limits, terms.public_key)
