@@ -91,7 +91,10 @@ def _build(args: argparse.Namespace, profile_dir: Path, profile: LoadedProfile, 
         limits=terms.limits,
         sign_with=args.sign_with,
     )
-    if args.calibrate_on and set(precisions) & set(MEASURED_RANGES):
+    if args.calibrate_on:
+        if not set(precisions) & set(MEASURED_RANGES):
+            found = " and ".join(MEASURED_RANGES)
+            raise SettingsError(f"--calibrate-on is for {found}; this would build {', '.join(precisions)}")
         with progress(plan.backend, quiet=args.json) as announce:
             plan = replace(plan, calibration=inputs_of(args.calibrate_on, profile, terms.naming, announce))
     folder, manifest, passed_over = _first_that_passes(plan, precisions, args.json)

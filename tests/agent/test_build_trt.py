@@ -194,6 +194,7 @@ def test_nothing_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         (("--backend", "inductor"), "backend inductor is not available in this version"),
         (("--backend", "eager"), "eager runs straight from the profile and needs no build"),
         (("--precision", "int8"), "openvino has no int8 on this machine in this version; available: "),
+        (("--precision", "fp32", "--calibrate-on", "x"), "--calibrate-on is for int8 and fp8; this would build fp32"),
         (("--device", "cuda:0"), "device 'cuda:0' is not available in this version; available: cpu"),
     ],
 )

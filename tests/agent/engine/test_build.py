@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.engine import built_engines, load_built
+from agent.engine import BACKENDS, built_engines, load_built
+from agent.engine.backend import BuildRequest, Built
 from agent.engine.build import Plan, build_engine, golden_digest
 from agent.engine.gates import GateFailedError
 from agent.engine.manifest import MANIFEST, ProfileRef, parse_manifest, verify
+from agent.engine.openvino import OpenVinoBackend
 from agent.engine_limits import BOUNDS, EngineLimits, Fp32Limits
 from agent.errors import EngineError
 from models.profile import LoadedProfile
@@ -218,3 +220,33 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="openvino cannot compile this profile: weights do not fit"):
         build_engine(plan_for(tmp_path, wrong), Steps())
     assert list((tmp_path / "engines").iterdir()) == []
+
+
+class Recorder(OpenVinoBackend):
+    """A backend that keeps what it was asked for, and compiles nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[BuildRequest] = []
+
+    def build(self, request: BuildRequest) -> Built:
+        """Keep the request."""
+        self.asked.append(request)
+        raise ValueError("recorded")
+
+
+def test_ranges_are_measured_on_the_profiles_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build in int8 gets the inputs that it was given, else what the profile brings; others get none."""
+    profile = write_profile(tmp_path)
+    recorder = Recorder()
+    monkeypatch.setitem(BACKENDS, "openvino", recorder)
+    given = profile.golden_inputs[:2]
+    for plan in (
+        replace(plan_for(tmp_path, profile), precision="int8", calibration=given),
+        replace(plan_for(tmp_path, profile), precision="int8"),
+        plan_for(tmp_path, profile),
+    ):
+        with pytest.raises(EngineError, match="recorded"):
+            build_engine(plan, Steps())
+    assert recorder.asked[0].calibration is given
+    assert recorder.asked[1].calibration is profile.golden_inputs
+    assert recorder.asked[2].calibration is None
