@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress_bar import ProgressBar
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 from agent.engine.expected import Announce
 
 
-class _Bar(BarColumn):
+class _Bar(ProgressColumn):
     """A bar for steps that say how much there is to do, nothing for the others."""
 
-    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
-        """See BarColumn."""
-        return super().render(task) if task.fields["counted"] else Text("")
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = BarColumn(bar_width=24)
+
+    def render(self, task: Task) -> RenderableType:
+        """See ProgressColumn."""
+        return self._bar.render(task) if task.fields["counted"] else Text("")
 
 
 class _Steps:
@@ -53,7 +65,7 @@ def progress(title: str, *, quiet: bool) -> Iterator[Announce]:
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
-        _Bar(bar_width=24),
+        _Bar(),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
