@@ -132,7 +132,7 @@ def _build_engine(folder: Path, console: Console) -> None:
     try:
         engine = choose(folder, load_profile_folder(folder), ["openvino"], 0).engine
     except EngineError:
-        with console.status("compiling the network for this machine (once, some seconds)"):
+        with console.status("compiling the network for this machine (once, about half a minute)"):
             command = [sys.executable, "-m", "agent.build_trt", "--profile", str(folder), "--json"]
             built = subprocess.run(command, capture_output=True, text=True)
         console.print("engine compiled" if built.returncode == 0 else built.stderr.strip(), soft_wrap=True)

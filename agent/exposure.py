@@ -41,6 +41,8 @@ def exposed_profile(settings: Settings) -> Iterator[Exposed]:
     engines = [folder / ENGINES, *_inside(folder / ENGINES)]
     places = [folder, *_inside(folder), *(path for engine in engines for path in _inside(engine))]
     yield from _worst("profile_files", places, "answers", f"chmod -R go-w {folder}")
+    if settings.engine.public_key is not None:
+        yield from _look("engine.public_key", settings.engine.public_key, "answers")
 
 
 def exposed_state(settings: Settings) -> Iterator[Exposed]:

@@ -35,7 +35,7 @@ from agent.score_report import document_of, show
 from agent.settings import EngineSettings, Settings, load_settings
 from agent.watch import Changes
 from models.contract import ModelInput
-from models.profile import LoadedProfile
+from models.profile import LoadedProfile, Profile
 from models.registry import MODALITIES
 
 HELP = """Scores finished slides: folders in any layout that the agent knows, or single files of them.
@@ -89,6 +89,29 @@ def finished_folders(paths: list[Path], naming: NamingSettings | None = None) ->
     return [FinishedFolder(folder, names) for folder, names in folders.items()]
 
 
+def reader_of(folder: FinishedFolder, spec: Profile, naming: NamingSettings) -> Reader:
+    """A reader for whom what is on disk is all there is: settled at once, and nothing is waited for."""
+    return Reader(
+        folder,
+        Layouts(rules_of(naming), Plain(), naming.tags, naming.tags_first_number),
+        Plain(),
+        MODALITIES[spec.modality].make_assembler(spec),
+        open_parser,
+        limits=Limits(),
+        patience=Patience(0.0, math.inf, math.inf, math.inf, next_ends_patient=False),
+        examine=False,
+    )
+
+
+def everything(reader: Reader) -> Iterator[Told]:
+    """All that a reader has to say of a finished folder."""
+    for _ in range(2):  # the second time for what only then counts as settled
+        yield from reader.poll(0.0)
+        while reader.behind:
+            yield from reader.poll(0.0)
+    yield from reader.close()
+
+
 class Scorer:
     """Runs the reader and the reducer in one thread over finished folders."""
 
@@ -102,19 +125,7 @@ class Scorer:
 
     def score(self, folder: FinishedFolder) -> Iterator[int]:
         """Count every patch of a folder; yields the number counted so far after each batch."""
-        spec = self._profile.spec
-        reader = Reader(
-            folder,
-            Layouts(rules_of(self._naming), Plain(), self._naming.tags, self._naming.tags_first_number),
-            Plain(),
-            MODALITIES[spec.modality].make_assembler(spec),
-            open_parser,
-            limits=Limits(),
-            # What is on disk is all there is: settled at once, and nothing is waited for.
-            patience=Patience(0.0, math.inf, math.inf, math.inf, next_ends_patient=False),
-            examine=False,
-        )
-        for told in self._everything(reader):
+        for told in everything(reader_of(folder, self._profile.spec, self._naming)):
             if isinstance(told, ModelInput):
                 yield from self._run(self._batcher.add(told, 0.0))
             elif isinstance(told, Progress):
@@ -125,14 +136,6 @@ class Scorer:
             elif isinstance(told, Problem):
                 self.problems.append(told)
         yield from self._run(self._batcher.flush())
-
-    @staticmethod
-    def _everything(reader: Reader) -> Iterator[Told]:
-        for _ in range(2):  # the second time for what only then counts as settled
-            yield from reader.poll(0.0)
-            while reader.behind:
-                yield from reader.poll(0.0)
-        yield from reader.close()
 
     def _run(self, batch: Batch | None) -> Iterator[int]:
         if batch is not None:
@@ -147,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folder or file of finished slides")
     parser.add_argument("--profile", type=Path, required=True, metavar="DIR", help="profile folder")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="take `naming`, engine threads and batch limit from here"
+        "--config", type=Path, metavar="FILE", help="take `naming` and `engine` but its order from here"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write patches, slides and patients as JSON")
     parser.add_argument(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from agent.calls import answer_within
+from agent.engine_limits import EngineLimits
 from agent.field_types import AnyPath, Folders, Seconds
 from agent.naming import Name, NamingRule, NamingSettings
 from agent.outlets import DashboardSettings, DicomOutSettings, MetricsSettings, MqttSettings
@@ -114,6 +115,11 @@ class EngineSettings(Section):
     """Threads of the engine; 0 takes every core."""
     batch_limit_s: float = Field(30.0, ge=0)
     """An engine that leaves one batch unanswered for this many seconds is replaced by the next; 0 sets no limit."""
+    public_key: AnyPath | None = None
+    """ed25519 public key (PEM). When set, a built engine without a valid signature by its private half is refused
+    before anything of it is read (`python -m agent.build_trt --sign-with KEY`)."""
+    limits: EngineLimits = EngineLimits()
+    """What a built engine must keep, by precision; loosening one lets an engine run that is refused by default."""
 
 
 class IdentitySettings(Section):
@@ -203,14 +209,15 @@ def load_settings(path: Path) -> Settings:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the settings file, for editors."""
     schema = Settings.model_json_schema()
-    for name, field in schema["properties"].items():
-        if "$ref" in field:
-            # A section whose every line is commented out reads as null.
-            section = schema["$defs"][field["$ref"].rpartition("/")[2]]
-            schema["properties"][name] = {
-                "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}],
-                "description": section["description"],
-            }
+    for owner in (schema, *schema["$defs"].values()):
+        for name, field in owner["properties"].items():
+            if "$ref" in field:
+                # A section whose every line is commented out reads as null.
+                section = schema["$defs"][field["$ref"].rpartition("/")[2]]
+                owner["properties"][name] = {
+                    "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}],
+                    "description": section["description"],
+                }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

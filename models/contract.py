@@ -142,6 +142,9 @@ class Modality:
     """Raw uint16 batch, as the network gets it, to float64 [B, S]: what a profile's reference bounds (models.domain).
     A patch's bits depend on itself alone."""
     patch_layout: Callable[[Profile], PatchLayout]
+    phantom_slide: Callable[[Profile, int], NDArray[np.uint16]]
+    """Raw inputs [N, *raw input shape] of whole synthetic slide `number` (0, 1, 2 … of the classes in turn), the same
+    bits each time: what engines are compared on. Raises ValueError where there is none for the profile's geometry."""
     check: Callable[[Profile], None]
     """Validates the modality's own sections of a profile; raises ValueError."""
 

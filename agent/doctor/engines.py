@@ -42,6 +42,7 @@ def judge_use(intended_use: str) -> Finding:
 
 def _engines(settings: Settings, profile: LoadedProfile) -> Iterator[Finding]:
     """Each engine of the order, as the agent would try them: the first usable one, and what stands in for it."""
+    want = settings.engine
     passed_over: dict[str, str] = {}
     told: set[str] = set()
     in_service = ""
@@ -52,7 +53,9 @@ def _engines(settings: Settings, profile: LoadedProfile) -> Iterator[Finding]:
             yield _unusable(settings, label, passed_over[label])
 
     try:
-        for choice in usable(settings.profile, profile, settings.engine.order, settings.engine.threads, passed_over):
+        for choice in usable(
+            settings.profile, profile, want.order, want.threads, passed_over, want.limits, want.public_key
+        ):
             try:
                 yield from unusable()
                 yield from _usable(profile, choice, in_service)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from agent.engine.backend import Backend, Engine, predict_padded
 from agent.engine.eager import EagerBackend
 from agent.engine.inductor import InductorBackend
-from agent.engine.manifest import Artefacts, Manifest, read_engine
+from agent.engine.manifest import Artefacts, Manifest, ProfileRef, read_engine
 from agent.engine.openvino import OpenVinoBackend
 from agent.engine.order import Candidate, built_engines, candidates, parse_entry
 from agent.engine.tensorrt import TensorRtBackend
+from agent.engine_limits import STRICT, EngineLimits
 from agent.errors import EngineError, SettingsError
 from models.calibration import softmax
 from models.contract import Prediction
@@ -45,9 +46,6 @@ BACKENDS: dict[str, Backend] = {
 }
 """Every backend by name: a new one is one file and its name here."""
 
-MAX_DP = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02, "int8": 0.05, "fp8": 0.05}
-"""Largest allowed difference of a probability from eager fp32, by precision."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -69,30 +67,44 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def choose(profile_dir: Path, profile: LoadedProfile, order: Sequence[str], threads: int) -> Choice:
+def choose(
+    profile_dir: Path,
+    profile: LoadedProfile,
+    order: Sequence[str],
+    threads: int,
+    limits: EngineLimits = STRICT,
+    public_key: Path | None = None,
+) -> Choice:
     """Load the first usable engine of `order`, warm and self-tested on the golden pair; the entries are those of the
-    setting `engine.order`. `threads` 0 takes every core.
+    setting `engine.order`. `threads` 0 takes every core. With a `public_key` a built engine must be signed by its
+    owner.
 
     Raises SettingsError for an unknown name, EngineError with every reason when nothing can be used.
     """
     passed_over: dict[str, str] = {}
-    choice = next(usable(profile_dir, profile, order, threads, passed_over), None)
+    choice = next(usable(profile_dir, profile, order, threads, passed_over, limits, public_key), None)
     if choice is None:
         raise nothing_left(passed_over)
     return choice
 
 
 def usable(
-    profile_dir: Path, profile: LoadedProfile, order: Sequence[str], threads: int, passed_over: dict[str, str]
+    profile_dir: Path,
+    profile: LoadedProfile,
+    order: Sequence[str],
+    threads: int,
+    passed_over: dict[str, str],
+    limits: EngineLimits = STRICT,
+    public_key: Path | None = None,
 ) -> Iterator[Choice]:
     """Each usable engine of `order`, loaded when it is asked for; `passed_over` takes the reasons of the others.
 
     Raises SettingsError for an unknown name anywhere in it.
     """
     entries = [parse_entry(name, BACKENDS) for name in order]
-    for candidate in candidates(profile_dir, entries):
+    for candidate in candidates(profile_dir, entries, public_key):
         try:
-            engine, manifest = _load(candidate, profile, profile_dir, threads)
+            engine, manifest = _load(candidate, profile, profile_dir, threads, limits, public_key)
         except EngineError as error:
             passed_over[candidate.label] = str(error)
         else:
@@ -105,27 +117,41 @@ def nothing_left(passed_over: Mapping[str, str]) -> EngineError:
     return EngineError(f"no engine can be used: {reasons or 'the order of engines is empty'}")
 
 
-def load_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
+def load_built(
+    profile: LoadedProfile,
+    folder: Path,
+    threads: int,
+    limits: EngineLimits = STRICT,
+    public_key: Path | None = None,
+) -> Engine:
     """Load one built engine as `choose` would: verified and self-tested; raises EngineError with the reason."""
-    engine = open_built(profile, folder, threads)
-    self_test(engine, profile)
+    engine, _ = _open_verified(profile, folder, threads, limits, public_key)
+    self_test(engine, profile, limits)
     return engine
 
 
-def open_built(profile: LoadedProfile, folder: Path, threads: int) -> Engine:
+def open_built(profile: LoadedProfile, folder: Path, threads: int, *, unproven: bool = False) -> Engine:
     """Load one built engine, verified but not self-tested: for the build's own gates. Raises EngineError."""
-    return _open_verified(profile, folder, threads)[0]
+    return _open_verified(profile, folder, threads, STRICT, None, unproven=unproven)[0]
 
 
-def _open_verified(profile: LoadedProfile, folder: Path, threads: int) -> tuple[Engine, Manifest]:
-    artefacts = read_engine(folder, profile.sha256)
+def _open_verified(
+    profile: LoadedProfile,
+    folder: Path,
+    threads: int,
+    limits: EngineLimits,
+    public_key: Path | None,
+    *,
+    unproven: bool = False,
+) -> tuple[Engine, Manifest]:
+    artefacts = read_engine(folder, ProfileRef.of(profile), limits, public_key, unproven=unproven)
     backend = BACKENDS.get(artefacts.manifest.backend)
     if backend is None:
         raise EngineError(f"{folder.name}: this version has no backend {artefacts.manifest.backend!r}")
     return _opened(backend, profile, artefacts, threads), artefacts.manifest
 
 
-def self_test(engine: Engine, profile: LoadedProfile) -> float:
+def self_test(engine: Engine, profile: LoadedProfile, limits: EngineLimits = STRICT) -> float:
     """Largest difference of a probability on the golden pair; warms the engine's one batch shape.
 
     Raises EngineError when the engine fails on it, beyond the limit of its precision, for values not finite, or when
@@ -137,7 +163,7 @@ def self_test(engine: Engine, profile: LoadedProfile) -> float:
         raise EngineError(f"golden pair cannot be run: {' '.join(str(error).split())[:500]}") from error
     golden = dict.fromkeys(prediction, profile.golden_outputs)
     difference = float(np.abs(class_probabilities(prediction) - class_probabilities(golden)).max())
-    limit = MAX_DP[engine.precision]
+    limit = limits.of(engine.precision).max_dp
     if not difference <= limit:
         raise EngineError(f"golden pair differs by {difference:.2g}, {engine.precision} allows {limit:g}")
     if profile.reference is not None:
@@ -158,7 +184,12 @@ def class_probabilities(prediction: Prediction) -> NDArray[np.float64]:
 
 
 def _load(
-    candidate: Candidate, profile: LoadedProfile, profile_dir: Path, threads: int
+    candidate: Candidate,
+    profile: LoadedProfile,
+    profile_dir: Path,
+    threads: int,
+    limits: EngineLimits,
+    public_key: Path | None,
 ) -> tuple[Engine, Manifest | None]:
     backend, command = candidate.entry.backend, candidate.entry.mend(profile_dir)
     reason = backend.unavailable()
@@ -167,19 +198,19 @@ def _load(
     if candidate.folder is None and backend.needs_build:
         raise EngineError(f"not built; run: {command}")
     if candidate.folder is None:
-        return _proven(_opened(backend, profile, None, threads), profile), None
+        return _proven(_opened(backend, profile, None, threads), profile, limits), None
     try:
-        built, manifest = _open_verified(profile, candidate.folder, threads)
-        return _proven(built, profile), manifest
+        built, manifest = _open_verified(profile, candidate.folder, threads, limits, public_key)
+        return _proven(built, profile, limits), manifest
     except EngineError as error:
         said = str(error)
         raise EngineError(said if "; run: " in said else f"{said}; run: {command}") from error
 
 
-def _proven(engine: Engine, profile: LoadedProfile) -> Engine:
+def _proven(engine: Engine, profile: LoadedProfile, limits: EngineLimits) -> Engine:
     """The engine, self-tested; closed when it fails."""
     try:
-        self_test(engine, profile)
+        self_test(engine, profile, limits)
     except EngineError:
         engine.close()
         raise

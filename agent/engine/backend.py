@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine_limits import STRICT, EngineLimits
 from models.contract import Prediction
 from models.profile import LoadedProfile
 
@@ -69,6 +70,8 @@ class BuildRequest:
     """Raw inputs of the profile's domain, for precisions whose ranges must be measured; None: the golden inputs."""
     announce: Callable[[str], None] = lambda step: None
     """Takes the name of each step of a long build."""
+    limits: EngineLimits = STRICT
+    """What the gates will ask of it."""
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,40 @@
-"""What a freshly built engine must prove before it may replace another. Each gate has a name and a figure.
+"""What a freshly built engine must prove before it may replace another. Each gate has a name, a limit and a figure.
 
-Must not know how an engine was built, nor any modality: inputs are made from the profile's golden inputs.
+Gates measure; `require` judges. Must not know how an engine was built, nor any modality.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine import MAX_DP, class_probabilities, predict_padded
-from agent.engine.backend import Engine
+from agent.engine import class_probabilities, self_test
+from agent.engine.backend import Counted, Engine
+from agent.engine.expected import Announce, Answered, Expected, predict_all
+from agent.engine.figures import GateFigure
+from agent.engine_limits import EngineLimits, PrecisionLimits
 from agent.errors import EngineError
-from models.contract import Prediction
+from models.calibration import CalibrationInputError, Emits, calibrate
+from models.contract import PatchKey, Prediction
 from models.domain import Reference, distances
-from models.profile import LoadedProfile
-
-MIN_ARGMAX_AGREEMENT = {"fp32": 0.999, "bf16": 0.999, "fp16": 0.999, "int8": 0.995, "fp8": 0.995}
-"""Least share of inputs with the same class (ties aside), by precision."""
-MAX_MEAN_DP = {"int8": 0.003, "fp8": 0.003}
-"""Largest mean difference of a probability, where the precision has such a limit."""
-
-MAX_EMBEDDING_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05, "int8": 0.1, "fp8": 0.1}
-"""Largest distance of an embedding from eager's, as a share of its length, by precision."""
-MIN_FAR_AGREEMENT = {"fp32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.95, "fp8": 0.95}
-"""Least share of inputs that both engines call far from the profile's reference, or both near, by precision."""
+from models.posterior import Posterior, Tally, combine, to_fixed
+from models.profile import LoadedProfile, Profile
 
 _REPEATS = 20
 """Runs per arrangement of the independence gate, over all slots."""
+_TURNS = 5
+NAMES = {
+    "fp32": {"f32", "fp32", "float32"},
+    "bf16": {"bf16", "bfloat16"},
+    "fp16": {"f16", "fp16", "float16", "half"},
+    "int8": {"i8", "u8", "int8", "uint8"},
+    "fp8": {"fp8", "f8e4m3", "f8e5m2", "float8_e4m3fn", "float8_e5m2"},
+}
+"""Precision → what backends call it in their census."""
 
 
 class GateFailedError(EngineError):
@@ -49,29 +53,107 @@ class Parity:
     mean_dp: float
     argmax_agreement: float
     ties: int
-    embedding_difference: float = 0.0
-    far_agreement: float | None = None
-    """None when the profile has no reference."""
 
 
-def parity_inputs(golden_NCHW: NDArray[np.uint16], labels_N: NDArray[np.int64], count: int) -> NDArray[np.uint16]:
-    """`count` raw inputs, the same for the same golden inputs: half of them mirrored and dimmed golden inputs, half
-    blends of two golden inputs, of different predicted classes (`labels_N`) where there are any.
-    """
-    rng = np.random.default_rng(2845)
-    inputs = np.empty((count, *golden_NCHW.shape[1:]), np.uint16)
-    for i in range(count):
-        first = int(rng.integers(len(golden_NCHW)))
-        others = np.flatnonzero(labels_N != labels_N[first])
-        second = int(rng.choice(others)) if len(others) else int(rng.integers(len(golden_NCHW)))
-        weight, gain = rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.0)
-        pixels = golden_NCHW[first].astype(np.float64)
-        if i % 2:
-            pixels = weight * pixels + (1 - weight) * golden_NCHW[second]
-        else:
-            pixels = gain * np.flip(pixels, axis=-1 if rng.random() < 0.5 else -2)
-        inputs[i] = np.rint(pixels)
-    return inputs
+def require(figures: Sequence[GateFigure]) -> list[GateFigure]:
+    """The figures when each keeps its limit; else raises GateFailedError with all of the gate's that do not."""
+    failed = [figure for figure in figures if not figure.passed]
+    if failed:
+        gate = failed[0].gate
+        raise GateFailedError(gate, "; ".join(figure.words() for figure in failed if figure.gate == gate))
+    return list(figures)
+
+
+def golden_gate(engine: Engine, profile: LoadedProfile, limits: EngineLimits) -> list[GateFigure]:
+    """The profile's own golden pair."""
+    try:
+        difference = self_test(engine, profile, limits)
+    except EngineError as error:
+        raise GateFailedError("golden pair", str(error)) from error
+    name = f"max |Δp| of {len(profile.golden_inputs)} inputs"
+    return [GateFigure.limited("golden pair", name, difference, "max_dp", limits.of(engine.precision))]
+
+
+def parity_gate(
+    engine: Engine, expected: Expected, limits: PrecisionLimits, announce: Announce
+) -> tuple[list[GateFigure], int]:
+    """Agreement with eager on single inputs; also how many ties there were."""
+    answered = expected.parity(announce)
+    count = len(answered.inputs)
+    found = predict_all(engine, answered.inputs, announce, "parity: new engine")
+    parity = compare(class_probabilities(answered.prediction), class_probabilities(found), limits.max_dp)
+    reference = expected.profile.reference
+    difference, agreement = compare_embeddings(answered.prediction, found, reference)
+    same = parity.argmax_agreement + parity.ties / count
+    ties = f", {parity.ties} ties" if parity.ties else ""
+    rows = [
+        (f"max |Δp| of {count} patches", parity.max_dp, "max_dp"),
+        ("mean |Δp|", parity.mean_dp, "mean_dp"),
+        (f"share with the same class{ties}", same, "argmax_agreement"),
+        ("max difference of an embedding, of its length", difference, "embedding_difference"),
+    ]
+    if agreement is not None:
+        rows.append(("share as far from the reference or as near", agreement, "far_agreement"))
+    return [GateFigure.limited("parity", words, value, name, limits) for words, value, name in rows], parity.ties
+
+
+def slides_gate(
+    engine: Engine, expected: Expected, limits: PrecisionLimits, announce: Announce
+) -> tuple[list[GateFigure], int]:
+    """The calibrated posteriors of whole slides; also how many patches they had."""
+    slides = expected.slides(announce)
+    spec = expected.profile.spec
+    change, kept = 0.0, 0
+    patches = np.concatenate([slide.inputs for slide in slides])
+    predicted = predict_all(engine, patches, announce, "phantom slides: new engine")
+    start = 0
+    for slide in slides:
+        rows = slice(start, start + len(slide.inputs))
+        start = rows.stop
+        before = posterior_of(slide, spec)
+        after = posterior_of(Answered(slide.inputs, {name: v[rows] for name, v in predicted.items()}), spec)
+        differences = np.abs(np.subtract(after.probabilities, before.probabilities))
+        change = max(change, float(differences.max()))
+        kept += after.predicted == before.predicted
+    name = f"max change of a posterior, of {len(slides)} slides"
+    same = GateFigure(
+        gate="slides",
+        measure="slides that keep their class",
+        figure=kept,
+        bound="at least",
+        limit=len(slides),
+    )
+    return [GateFigure.limited("slides", name, change, "slide_change", limits), same], len(patches)
+
+
+def posterior_of(slide: Answered, spec: Profile) -> Posterior:
+    """The posterior of one slide as the daemon would say it; raises GateFailedError when it cannot be said."""
+    emits: Emits = "logits" if "logits" in slide.prediction else "probabilities"
+    tally = Tally(len(spec.classes))
+    try:
+        p_NK = calibrate(slide.prediction[emits], spec.calibration, emits)
+    except CalibrationInputError as error:
+        raise GateFailedError("slides", str(error)) from error
+    for number, p_K in enumerate(p_NK):
+        tally.use(PatchKey("phantom", "phantom", 0, number, 0), to_fixed(p_K))
+    return combine(
+        [tally],
+        len(spec.classes),
+        independence=spec.aggregation.independence,
+        mass=spec.aggregation.interval,
+    )
+
+
+def census_gate(engine: Engine, limits: PrecisionLimits) -> tuple[list[GateFigure], dict[str, int]]:
+    """Share of the arithmetic layers that run in the precision that was asked for; also the census itself."""
+    census = dict(engine.census) if isinstance(engine, Counted) else {}
+    share = None
+    if census:
+        names = NAMES.get(engine.precision, {engine.precision})
+        share = sum(n for name, n in census.items() if name.lower() in names) / sum(census.values())
+    layers = ", ".join(f"{n} {name}" for name, n in sorted(census.items())) or "the backend cannot tell"
+    words = f"share of layers in {engine.precision} ({layers})"
+    return [GateFigure.limited("census", words, share, "layer_share", limits)], census
 
 
 def compare(reference_NK: NDArray[np.float64], found_NK: NDArray[np.float64], limit: float) -> Parity:
@@ -87,33 +169,6 @@ def compare(reference_NK: NDArray[np.float64], found_NK: NDArray[np.float64], li
     return Parity(float(difference.max()), float(difference.mean()), float(1 - differs.mean()), int(tied.sum()))
 
 
-def parity_gate(engine: Engine, eager: Engine, profile: LoadedProfile, count: int) -> Parity:
-    """Agreement with eager on `count` inputs; raises GateFailedError."""
-    labels_N = profile.golden_outputs.argmax(axis=1)
-    inputs = parity_inputs(profile.golden_inputs, labels_N, count)
-    limit = MAX_DP[engine.precision]
-    expected, found = predict_padded(eager, inputs), predict_padded(engine, inputs)
-    parity = compare(class_probabilities(expected), class_probabilities(found), limit)
-    if not parity.max_dp <= limit:
-        raise GateFailedError("parity", f"max |dp| {parity.max_dp:.2g} on {count} patches, allowed {limit:g}")
-    if parity.mean_dp > MAX_MEAN_DP.get(engine.precision, limit):
-        raise GateFailedError("parity", f"mean |dp| {parity.mean_dp:.2g}, allowed {MAX_MEAN_DP[engine.precision]:g}")
-    decided = parity.argmax_agreement + parity.ties / count
-    if decided < MIN_ARGMAX_AGREEMENT[engine.precision]:
-        raise GateFailedError("parity", f"only {decided:.2%} of {count} patches keep their class")
-    difference, agreement = compare_embeddings(expected, found, profile.reference)
-    if not difference <= MAX_EMBEDDING_DIFFERENCE[engine.precision]:
-        allowed = MAX_EMBEDDING_DIFFERENCE[engine.precision]
-        raise GateFailedError(
-            "parity", f"an embedding differs by {difference:.2g} of its length, allowed {allowed:g}"
-        )
-    if agreement is not None and agreement < MIN_FAR_AGREEMENT[engine.precision]:
-        raise GateFailedError(
-            "parity", f"only {agreement:.2%} of {count} patches stay near or far from the reference"
-        )
-    return replace(parity, embedding_difference=difference, far_agreement=agreement)
-
-
 def compare_embeddings(
     expected: Prediction, found: Prediction, reference: Reference | None
 ) -> tuple[float, float | None]:
@@ -127,14 +182,15 @@ def compare_embeddings(
     return difference, float((far[0] == far[1]).mean())
 
 
-def independence_gate(engine: Engine, profile: LoadedProfile) -> None:
-    """One input in every slot, among different neighbours and padding, gives the same bits; else GateFailedError.
+def independence_gate(engine: Engine, profile: LoadedProfile) -> list[GateFigure]:
+    """One input in every slot, among different neighbours and padding, gives the same bits.
 
     Every arrangement runs several times after a different batch, so that a race between threads shows too.
     """
     golden = profile.golden_inputs
     size = engine.batch_size
     expected: bytes | None = None
+    runs, others = 0, 0
     for slot in range(size):
         for neighbours in (np.zeros_like(golden[:1]), np.full_like(golden[:1], 65535), golden):
             other = np.resize(neighbours, (size, *golden.shape[1:]))
@@ -144,20 +200,36 @@ def independence_gate(engine: Engine, profile: LoadedProfile) -> None:
                 engine.predict(other)
                 found = b"".join(values[slot].tobytes() for values in engine.predict(batch).values())
                 expected = expected or found
-                if found != expected:
-                    detail = f"a patch's bits depend on its batch or on the run (slot {slot} of {size})"
-                    raise GateFailedError("independence", detail)
+                runs += 1
+                others += found != expected
+    words = f"other bits in {runs} runs of one patch, in each slot of {size} among different neighbours"
+    return [GateFigure(gate="independence", measure=words, figure=others, bound="at most", limit=0)]
 
 
-def rate(
-    engine: Engine, profile: LoadedProfile, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Patches per second of full batches, from raw pixels: median over at least 3 batches and `seconds`."""
-    batch = np.resize(profile.golden_inputs, (engine.batch_size, *profile.golden_inputs.shape[1:]))
-    engine.predict(batch)
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = clock()
+def speed_gate(rate: float, eager_rate: float, limits: PrecisionLimits) -> list[GateFigure]:
+    """Not slower than eager fp32."""
+    words = f"rate over that of eager fp32 ({rate:.3g} and {eager_rate:.3g} patches/s)"
+    return [GateFigure.limited("speed", words, rate / eager_rate, "speed_ratio", limits)]
+
+
+def rates(
+    engines: Sequence[Engine],
+    profile: LoadedProfile,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Patches per second of each engine, from raw pixels: medians over full batches, run in turns.
+
+    At least 5 turns, and until the fastest has run for `seconds`: a busy moment of the machine hits all of them.
+    """
+    golden = profile.golden_inputs
+    batches = [np.resize(golden, (engine.batch_size, *golden.shape[1:])) for engine in engines]
+    times: list[list[float]] = [[] for _ in engines]
+    for engine, batch in zip(engines, batches, strict=True):
         engine.predict(batch)
-        times.append(clock() - start)
-    return engine.batch_size / float(np.median(times))
+    while len(times[0]) < _TURNS or min(map(sum, times)) < seconds:
+        for engine, batch, taken in zip(engines, batches, times, strict=True):
+            start = clock()
+            engine.predict(batch)
+            taken.append(clock() - start)
+    return [engine.batch_size / float(np.median(taken)) for engine, taken in zip(engines, times, strict=True)]

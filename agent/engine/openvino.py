@@ -28,7 +28,7 @@ _INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
 """Without one of them 8-bit products overflow their 16 bits, and answers change."""
 _ARITHMETIC = ("Convolution", "FullyConnected", "MatMul", "GroupConvolution")
 _NAMES = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
-MIN_SHARE = {"fp32": 0.9, "bf16": 0.9, "fp16": 0.9, "int8": 0.5}
+MIN_SHARE = {"fp32": 0.9, "bf16": 0.9, "fp16": 0.9, "int8": 0.4}
 """Least share of the arithmetic layers that must run in the precision asked for. With int8 the head's many small ones
 do not."""
 

@@ -62,10 +62,11 @@ def _convert(profile: LoadedProfile, batch_size: int, precision: str) -> tuple[A
 
 def _search_int8(model: Any, request: BuildRequest) -> Found:
     """Measure the graph of batch size 1 on some patches of the profile's domain, and judge trials on others."""
-    from agent.engine import MAX_DP, class_probabilities
-    from agent.engine.gates import MAX_MEAN_DP, MIN_ARGMAX_AGREEMENT, compare, parity_inputs
+    from agent.engine import class_probabilities
+    from agent.engine.expected import made_inputs
+    from agent.engine.gates import compare
 
-    profile = request.profile
+    profile, limits = request.profile, request.limits.of("int8")
     known = profile.golden_inputs if request.calibration is None else request.calibration
     calibration, unseen = known[::2][:CALIBRATION_PATCHES], known[1::2]
 
@@ -77,15 +78,16 @@ def _search_int8(model: Any, request: BuildRequest) -> Found:
         rows = [run_graph(runner, _prepared(profile, patch))[0] for patch in inputs]
         return class_probabilities({model.output(0).get_any_name(): np.concatenate(rows)})
 
+    unseen = unseen[: TRIAL_PATCHES // 4]
     labels_N = probabilities(model, "fp32", unseen).argmax(axis=1)
-    inputs = parity_inputs(unseen, labels_N, TRIAL_PATCHES)
+    inputs = np.concatenate([unseen, made_inputs(profile, unseen, labels_N, TRIAL_PATCHES - len(unseen))])
     expected_NK = probabilities(model, "fp32", inputs)
 
     def used(graph: Any) -> float:
-        parity = compare(expected_NK, probabilities(graph, "int8", inputs), MAX_DP["int8"])
+        parity = compare(expected_NK, probabilities(graph, "int8", inputs), limits.max_dp)
         changed = 1 - parity.argmax_agreement - parity.ties / len(inputs)
-        shares = parity.max_dp / MAX_DP["int8"], parity.mean_dp / MAX_MEAN_DP["int8"]
-        return max(*shares, changed / (1 - MIN_ARGMAX_AGREEMENT["int8"]))
+        shares = parity.max_dp / limits.max_dp, parity.mean_dp / limits.mean_dp
+        return max(*shares, changed / (1 - limits.argmax_agreement))
 
     return search(model, [_prepared(profile, patch) for patch in calibration], compiled, used, request.announce)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.engine.backend import PRECISIONS, Backend
-from agent.engine.manifest import ENGINES, MANIFEST, Manifest, mend, parse_manifest
-from agent.errors import SettingsError
+from agent.engine.manifest import ENGINES, MANIFEST, Manifest, mend, parse_manifest, read_signed
+from agent.errors import EngineError, SettingsError
 
 _NAME = re.compile(r"([^-]+)(?:-(cuda))?(?:-([^-]+)(?:-b([1-9][0-9]*))?)?")
 
@@ -69,7 +69,7 @@ def parse_entry(name: str, backends: Mapping[str, Backend]) -> Entry:
     return Entry(name, backend, match[3], int(match[4]) if match[4] else None)
 
 
-def candidates(profile_dir: Path, entries: Iterable[Entry]) -> Iterator[Candidate]:
+def candidates(profile_dir: Path, entries: Iterable[Entry], public_key: Path | None = None) -> Iterator[Candidate]:
     """Every engine to try, each once; of an entry of which nothing is built, the entry itself.
 
     Of several engines of one entry, those of the backend's batch in service come first, then the one built last.
@@ -79,7 +79,9 @@ def candidates(profile_dir: Path, entries: Iterable[Entry]) -> Iterator[Candidat
         if not entry.backend.needs_build:
             yield Candidate(entry)
             continue
-        fitting = [(folder, found) for folder, found in built_engines(profile_dir) if entry.fits(folder)]
+        fitting = [
+            (folder, found) for folder, found in built_engines(profile_dir, None, public_key) if entry.fits(folder)
+        ]
         first = [folder for folder, found in fitting if found and _is_in_service(entry.backend, found)]
         rest = [folder for folder, _ in fitting if folder not in first]
         for folder in (*first, *rest):
@@ -90,14 +92,19 @@ def candidates(profile_dir: Path, entries: Iterable[Entry]) -> Iterator[Candidat
             yield Candidate(entry)
 
 
-def built_engines(profile_dir: Path, backend: str | None = None) -> list[tuple[Path, Manifest | None]]:
-    """Engine folders, newest build first; None for a manifest that cannot be read. Half-built ones are not listed."""
+def built_engines(
+    profile_dir: Path, backend: str | None = None, public_key: Path | None = None
+) -> list[tuple[Path, Manifest | None]]:
+    """Engine folders, newest build first; None for a manifest that cannot be read. Half-built ones are not listed.
+
+    With a `public_key`, a manifest without its owner's signature is not read at all.
+    """
     found: list[tuple[Path, Manifest | None]] = []
     for path in sorted((profile_dir / ENGINES).glob(f"[!.]*/{MANIFEST}")):
         if backend is None or path.parent.name.startswith(f"{backend}-"):
             try:
-                found.append((path.parent, parse_manifest(path.read_bytes())))
-            except (OSError, ValueError):
+                found.append((path.parent, parse_manifest(read_signed(path.parent, public_key))))
+            except (OSError, ValueError, EngineError):
                 found.append((path.parent, None))  # still listed: verifying it gives the reason
     return sorted(found, key=lambda item: item[1].built_at if item[1] else "", reverse=True)
 

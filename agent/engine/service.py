@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agent.discretion import told
 from agent.engine import Choice, nothing_left, self_test, usable
 from agent.engine.owner import CLOSE_LIMIT_S, EngineHung, Owner
+from agent.engine_limits import STRICT, EngineLimits
 from agent.errors import AgentError, EngineError
 from agent.settings import EngineSettings
 from models.contract import Prediction
@@ -59,6 +60,7 @@ class Service:
         profile: LoadedProfile,
         passed_over: dict[str, str] | None = None,
         limit_s: float = 0.0,
+        limits: EngineLimits = STRICT,
     ) -> None:
         """Take the first of `choices`, which are loaded as they are taken and fill `passed_over` as they come.
 
@@ -70,6 +72,7 @@ class Service:
         self.replacements: tuple[Replacement, ...] = ()
         self._choices = choices
         self._profile = profile
+        self._limits = limits
         self._passed_over = {} if passed_over is None else passed_over
         self._limit_s = limit_s
         self._owner: Owner | None = None
@@ -88,7 +91,7 @@ class Service:
 
     def self_test(self) -> float:
         """agent.engine.self_test of the engine in service."""
-        return self_test(self, self._profile)
+        return self_test(self, self._profile, self._limits)
 
     def next_engine(self, why: AgentError) -> None:
         """The engine in service is broken: drop it and take the next usable one, tested on the golden pair.
@@ -139,5 +142,7 @@ class Service:
 def serve(profile_dir: Path, profile: LoadedProfile, settings: EngineSettings) -> Service:
     """The first usable engine of the settings' order, and the others behind it; raises like agent.engine.choose."""
     passed_over: dict[str, str] = {}
-    choices = usable(profile_dir, profile, settings.order, settings.threads, passed_over)
-    return Service(choices, profile, passed_over, settings.batch_limit_s)
+    choices = usable(
+        profile_dir, profile, settings.order, settings.threads, passed_over, settings.limits, settings.public_key
+    )
+    return Service(choices, profile, passed_over, settings.batch_limit_s, settings.limits)

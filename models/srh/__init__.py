@@ -49,6 +49,12 @@ def _patch_layout(profile: Profile) -> PatchLayout:
     return PatchLayout(spec.size_px, spec.strip_width_px - 2 * spec.trim_px)
 
 
+def _phantom_slide(profile: Profile, number: int) -> NDArray[np.uint16]:
+    from models.srh.phantom_inputs import phantom_inputs
+
+    return phantom_inputs(srh_input(profile), number)
+
+
 def _check(profile: Profile) -> None:
     srh_input(profile)
     srh_network(profile)
@@ -63,5 +69,6 @@ SRH = Modality(
     build_scaling=_build_scaling,
     intensity_statistics=_intensity_statistics,
     patch_layout=_patch_layout,
+    phantom_slide=_phantom_slide,
     check=_check,
 )

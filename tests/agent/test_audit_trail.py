@@ -18,6 +18,7 @@ from agent.audit_trail import AuditTrail, of_settings
 from agent.engine import Choice
 from agent.engine.device import Device
 from agent.engine.manifest import Manifest, ProfileRef
+from agent.engine_limits import STRICT
 from agent.ledger import Ledger
 from agent.messages import EngineRef
 from agent.outlets import DicomOutSettings, MqttSettings
@@ -36,12 +37,13 @@ MANIFEST = Manifest(
     precision="fp32",
     batch_size=4,
     outputs={"logits": 4},
-    profile=ProfileRef(name="fake", version=1, sha256="ab" * 32),
+    profile=ProfileRef(name="fake", version=1, sha256="ab" * 32, weights="ef" * 32),
     device=Device(kind="cpu", model="m", instructions=()),
     requires={},
     built_with={},
     files={"model.bin": "cd" * 32},
     figures=None,
+    limits=STRICT.of("fp32"),
     built_at="2026-01-01T00:00:00+00:00",
 ).sealed()
 

@@ -151,3 +151,16 @@ def site_findings(site: Site, check: str) -> list[dict[str, str]]:
     """What `doctor --json` says of one check."""
     done = command("agent", "doctor", "--config", site.config, "--json")
     return [finding for finding in json.loads(done.stdout) if finding["check"] == check]
+
+
+def test_a_key_that_others_may_exchange_is_refused(site: Site) -> None:
+    """The public key decides which engines are trusted: who may write it could put his own there."""
+    key = site.config.with_name("engines.pub")
+    key.write_text("key")
+    key.chmod(0o666)
+    settings = site.settings()
+    signed = settings.model_copy(update={"engine": settings.engine.model_copy(update={"public_key": key})})
+    with pytest.raises(SettingsError, match=f"engine.public_key: {key} .*run `chmod "):
+        refuse_exposed(signed, site.config)
+    key.chmod(0o644)
+    refuse_exposed(signed, site.config)

@@ -14,13 +14,12 @@ import pytest
 import yaml
 
 from agent.engine import load_built
-from agent.engine.manifest import MANIFEST, engine_folder, read_engine
+from agent.engine.manifest import MANIFEST, ProfileRef, engine_folder, read_engine
 from agent.engine.openvino import OpenVinoBackend
 from agent.errors import EngineError
 from models.profile import LoadedProfile, ProfileInvalid, load_profile
 from tests.agent.engine.small_profile import write_profile
-from tests.agent.engine.test_manifest import PROFILE as PROFILE_SHA256
-from tests.agent.engine.test_manifest import manifest, written
+from tests.agent.engine.test_manifest import PROFILE, manifest, written
 from tests.agent.engine.unproven import build_unproven
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +92,7 @@ def test_an_engine_that_changes_after_the_look_is_not_seen(profile_dir: Path, tm
     shutil.copytree(profile_dir, folder)
     profile = load_profile(lambda name: (folder / name).read_bytes())
     built = engine_folder(folder, "openvino", "fp32", 1)
-    artefacts = read_engine(built, profile.sha256)
+    artefacts = read_engine(built, ProfileRef.of(profile))
     for path in built.iterdir():
         path.write_bytes(b"spoiled")
     engine = OpenVinoBackend().load(profile, artefacts, 1)
@@ -113,4 +112,4 @@ def test_a_manifest_names_its_own_files_only(tmp_path: Path, name: str) -> None:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps({**record, "sha256": digest}))
     with pytest.raises(EngineError, match=r"not an engine manifest of this version \(see files\)"):
-        read_engine(folder, PROFILE_SHA256)
+        read_engine(folder, PROFILE)

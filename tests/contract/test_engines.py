@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.engine import BACKENDS, MAX_DP, Backend, Engine, choose, class_probabilities, predict_padded
+from agent.engine import BACKENDS, Backend, Engine, choose, class_probabilities, predict_padded
 from agent.engine.backend import PRECISIONS
 from agent.engine.manifest import engine_folder
+from agent.engine_limits import STRICT, EngineLimits
 from agent.errors import EngineError
 from agent.profile_folder import load_profile_folder
 from models.domain import Reference, distances, marks, rooted
@@ -85,7 +86,7 @@ class TestEveryBackend:
             assert reason and "\n" not in reason
             return
         assert backend.precisions()
-        assert set(backend.precisions()) <= set(PRECISIONS) <= set(MAX_DP)
+        assert set(backend.precisions()) <= set(PRECISIONS) <= set(EngineLimits.model_fields)
         assert backend.default_batch("cpu") >= 1
         assert all(version(name) for name in backend.requires)
 
@@ -113,7 +114,7 @@ class TestEveryEngine:
         """Probabilities of the golden inputs are those of eager fp32 within the limit of the precision."""
         found = class_probabilities(predict_padded(engine, profile.golden_inputs))
         expected = class_probabilities({"logits": profile.golden_outputs})
-        assert np.abs(found - expected).max() <= MAX_DP[engine.precision]
+        assert np.abs(found - expected).max() <= STRICT.of(engine.precision).max_dp
 
     def test_a_batch_is_one_row_per_input_in_order(self, engine: Engine) -> None:
         """Any number of raw inputs gives float32 rows in their order, each with the bits that it has alone."""

@@ -17,7 +17,8 @@ from tests.system.processes import PROFILE, command
 
 STRIPS = 4
 """Rendered strips of the synthetic phantom; slides are cut from them."""
-BUILD = ("--backend", "openvino", "--precision", "fp32", "--batch", "4", "--patches", "4", "--threads", "1")
+BUILD = ("--backend", "openvino", "--precision", "fp32", "--batch", "4", "--threads", "1")
+FEW = ("--patches", "4", "--slides", "1")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def prepare(folder: Path) -> Ground:
         ground = Ground(folder)
         if not (folder / "ready").exists():
             shutil.copytree(PROFILE, ground.profile, ignore=shutil.ignore_patterns("engines"), dirs_exist_ok=True)
-            built = command("agent.build_trt", "--profile", ground.profile, *BUILD, "--json")
+            built = command("agent.build_trt", "--profile", ground.profile, *BUILD, *FEW, "--json")
             assert built.returncode == 0, built.stderr
             np.save(folder / "strips.npy", np.stack(render(STRIPS)))
             build(folder)

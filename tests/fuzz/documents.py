@@ -17,12 +17,14 @@ from safetensors.numpy import save
 from agent.commands import COMMANDS, Body, parse_body, request_id_of
 from agent.engine.device import this_cpu
 from agent.engine.manifest import MANIFEST, Manifest, ProfileRef, read_engine
+from agent.engine_limits import STRICT
 from agent.errors import EngineError, ProfileError, SettingsError
 from agent.outlets import Verb
 from agent.profile_folder import load_profile_folder
 from agent.settings import example_yaml, load_settings
 from models.profile import GOLDEN, REFERENCE, WEIGHTS
 from models.profile import MANIFEST as PROFILE
+from tests.agent.engine.unproven import made_up_figures
 from tests.fuzz.cage import only_within, scratch, write
 from tests.fuzz.mutation import Mutator, mutated
 
@@ -288,12 +290,13 @@ def engine_record() -> Manifest:
         precision="fp32",
         batch_size=8,
         outputs={"logits": 4},
-        profile=ProfileRef(name="phantom", version=1, sha256="0" * 64),
+        profile=ProfileRef(name="phantom", version=1, sha256="0" * 64, weights="1" * 64),
         device=this_cpu(),
         requires={},
         built_with={},
         files={"model.bin": hashlib.sha256(b"engine").hexdigest()},
-        figures=None,
+        figures=made_up_figures("fp32"),
+        limits=STRICT.of("fp32"),
         built_at="2026-01-01T00:00:00Z",
     )
     return blank.sealed()
@@ -336,7 +339,7 @@ def check_engine(case: bytes) -> str:
     write(scratch() / "profile" / "engines" / "outside", b"engine")
     with only_within(folder):
         try:
-            read_engine(folder, "0" * 64)
+            read_engine(folder, engine_record().profile)
         except EngineError:
             return "refused"
     return "accepted"

@@ -186,7 +186,7 @@ def test_an_engine_record_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     }
     (folder / MANIFEST).write_text(json.dumps(record))
     with pytest.raises(EngineError, match=r"not an engine manifest of this version \(see files\)"):
-        read_engine(folder, "0" * 64)
+        read_engine(folder, documents.engine_record().profile)
 
 
 def test_a_deeply_nested_engine_record_is_refused() -> None:

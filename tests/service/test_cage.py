@@ -128,7 +128,7 @@ def test_agent_and_dicom_results_work_in_their_cages(broker: Mosquitto, tmp_path
     )
     machine.file(f"{CREDENTIALS}/agent/password").write_text(PASSWORD + "\n")
     profile = machine.file(f"{SETTINGS}/profiles/phantom")
-    built = command("agent.build_trt", "--profile", profile, "--backend", "openvino")
+    built = command("agent.build_trt", "--profile", profile, "--patches", "8", "--slides", "1")
     assert built.returncode == 0, built.stderr
     listener = Listener(broker.port, username="theatre", password=PASSWORD)
     with running(machine, "spinextract-agent", tmp_path / "agent.log"):

@@ -15,10 +15,13 @@ from agent.engine.eager import EagerBackend
 from agent.engine.manifest import MANIFEST, engine_folder, parse_manifest
 from agent.engine.openvino import OpenVinoBackend
 from agent.engine.order import candidates, parse_entry
+from agent.engine.signature import SIGNATURE, sign
+from agent.engine_limits import EngineLimits, Fp32Limits
 from agent.errors import EngineError, SettingsError
 from models.contract import Prediction
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import need_openvino, read_profile, write_profile
+from tests.agent.engine.test_signature import key_pair
 from tests.agent.engine.unproven import build_unproven
 from tests.fakes import fake_reference
 
@@ -171,9 +174,9 @@ def test_unreadable_manifest_is_listed(folder: Path) -> None:
 
 def test_unknown_backend_of_a_manifest(folder: Path) -> None:
     """An engine of a backend that this version does not have is refused by name."""
-    target = engine_folder(folder, "openvino", "fp32", 1)
     manifest = built_engines(folder)[0][1]
     assert manifest is not None
+    target = engine_folder(folder, "openvino", "fp32", 1).rename(folder / "engines" / "abacus-fp32-b1")
     (target / MANIFEST).write_text(manifest.model_copy(update={"backend": "abacus"}).sealed().to_json())
     with pytest.raises(EngineError, match="no backend 'abacus'"):
         load_built(read_profile(folder), target, 1)
@@ -277,3 +280,40 @@ def test_self_test_gives_the_difference(tmp_path: Path) -> None:
     """Eager on the machine that made the golden pair differs by rounding only."""
     profile = write_profile(tmp_path)
     assert self_test(EagerBackend().load(profile, None, 1), profile) < 1e-5
+
+
+def test_limits_of_the_settings_count_at_every_load(folder: Path) -> None:
+    """The golden pair is judged by the settings' limits, of a built engine and of one that needs no build; a limit
+    that an engine's build did not keep refuses it.
+    """
+    profile = read_profile(folder)
+    strict = EngineLimits(fp32=Fp32Limits(max_dp=1e-30))
+    with pytest.raises(EngineError, match=r"built under other limits: gate 'made up', max_dp: 0\.0001, "):
+        choose(folder, profile, ("openvino",), 1, strict)
+    shifted = replace(profile, golden_outputs=profile.golden_outputs + np.array([0.05, 0, 0.05, 0], np.float32))
+    with pytest.raises(EngineError, match=r"openvino-fp32-b1: golden pair differs .*; eager: golden pair differs"):
+        choose(folder, shifted, BOTH, 1)
+    wider = EngineLimits(fp32=Fp32Limits(max_dp=0.1))
+    assert choose(folder, shifted, BOTH, 1, wider).engine.name == "openvino"
+
+
+def test_unfinished_builds_are_never_used(folder: Path) -> None:
+    """A folder whose gates were not passed is refused even if somebody gives it the name of an engine."""
+    target = engine_folder(folder, "openvino", "fp32", 1)
+    manifest = built_engines(folder)[0][1]
+    assert manifest is not None
+    (target / MANIFEST).write_text(manifest.model_copy(update={"figures": None}).sealed().to_json())
+    choice = choose(folder, read_profile(folder), BOTH, 1)
+    assert "its build was never finished: no gate was passed" in choice.passed_over["openvino-fp32-b1"]
+
+
+def test_a_public_key_refuses_what_is_not_signed(folder: Path, tmp_path: Path) -> None:
+    """With `engine.public_key` an unsigned engine is passed over, a signed one runs, and eager needs no signature."""
+    profile = read_profile(folder)
+    private, public = key_pair(tmp_path, "ours")
+    choice = choose(folder, profile, BOTH, 1, public_key=public)
+    assert choice.engine.name == "eager"
+    assert "not signed, and engine.public_key" in choice.passed_over["openvino-fp32-b1"]
+    target = engine_folder(folder, "openvino", "fp32", 1)
+    (target / SIGNATURE).write_bytes(sign((target / MANIFEST).read_bytes(), private))
+    assert choose(folder, profile, BOTH, 1, public_key=public).engine.name == "openvino"

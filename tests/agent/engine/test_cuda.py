@@ -20,6 +20,7 @@ from agent.engine import predict_padded
 from agent.engine.cuda import Card, CudaEngine, Forward
 from agent.engine.device import Device
 from agent.engine.manifest import Manifest, ProfileRef
+from agent.engine_limits import STRICT
 
 ROW = (2, 4, 6)
 
@@ -31,12 +32,13 @@ def manifest(batch_size: int, **columns: int) -> Manifest:
         precision="fp32",
         batch_size=batch_size,
         outputs={"logits": 2, "embedding": 3} | columns,
-        profile=ProfileRef(name="p", version=1, sha256="0"),
+        profile=ProfileRef(name="p", version=1, sha256="0", weights="0"),
         device=Device(kind="cuda", model="a card", instructions=("sm_90",), driver="1.0"),
         requires={},
         built_with={},
         files={},
         figures=None,
+        limits=STRICT.of("fp32"),
         built_at="",
     )
 

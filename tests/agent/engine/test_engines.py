@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.engine import MAX_DP, Engine, class_probabilities, load_built, predict_padded
+from agent.engine import Engine, class_probabilities, load_built, predict_padded
 from agent.engine.backend import BuildRequest
 from agent.engine.eager import EagerBackend, EagerEngine
-from agent.engine.gates import MAX_EMBEDDING_DIFFERENCE
 from agent.engine.manifest import engine_folder
 from agent.engine.openvino import OpenVinoBackend
+from agent.engine_limits import STRICT
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import need_openvino, textured, write_profile
 from tests.agent.engine.unproven import build_unproven
@@ -68,9 +68,8 @@ class TestEveryEngine:
         expected = predict_padded(EagerEngine(profile, 1, 1), inputs)["embedding"]
         found = predict_padded(engine, inputs)["embedding"]
         lengths = np.linalg.norm(expected, axis=1)
-        assert (np.linalg.norm(found - expected, axis=1) / lengths).max() <= MAX_EMBEDDING_DIFFERENCE[
-            engine.precision
-        ]
+        limit = STRICT.of(engine.precision).embedding_difference
+        assert (np.linalg.norm(found - expected, axis=1) / lengths).max() <= limit
 
     @pytest.mark.parametrize("extra", [-1, 1])
     def test_other_batch_sizes_are_refused(self, engine: Engine, extra: int) -> None:
@@ -113,7 +112,7 @@ class TestEveryEngine:
         """Probabilities of the golden inputs are within the limit of the precision."""
         found = class_probabilities(predict_padded(engine, profile.golden_inputs))
         expected = class_probabilities({"logits": profile.golden_outputs})
-        assert np.abs(found - expected).max() <= MAX_DP[engine.precision]
+        assert np.abs(found - expected).max() <= STRICT.of(engine.precision).max_dp
 
     def test_inputs_stay_as_they_were(self, engine: Engine) -> None:
         """The caller's pixels are not changed, and results do not change when the engine runs again."""

@@ -24,7 +24,7 @@ from agent.engine.device import this_cpu
 from agent.engine.eager import EagerBackend
 from agent.engine.gates import independence_gate
 from agent.engine.inductor import CENSUS, InductorBackend, InductorEngine
-from agent.engine.manifest import Artefacts, engine_folder, read_engine
+from agent.engine.manifest import Artefacts, ProfileRef, engine_folder, read_engine
 from agent.errors import EngineError
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import need_compiler, read_profile, textured, write_profile
@@ -89,7 +89,7 @@ def build(folder: Path, target: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def artefacts(build: tuple[str, Path], folder: Path, target: Path) -> Artefacts:
     """The engine's verified bytes."""
-    return read_engine(target, read_profile(folder).sha256)
+    return read_engine(target, ProfileRef.of(read_profile(folder)), unproven=True)
 
 
 @pytest.fixture(scope="module")

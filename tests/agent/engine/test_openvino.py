@@ -12,8 +12,8 @@ import pytest
 from agent.engine import class_probabilities, load_built, open_built, predict_padded
 from agent.engine.backend import PRECISIONS
 from agent.engine.eager import EagerBackend
-from agent.engine.gates import independence_gate
-from agent.engine.manifest import Artefacts, engine_folder, read_engine
+from agent.engine.gates import independence_gate, require
+from agent.engine.manifest import Artefacts, ProfileRef, engine_folder, read_engine
 from agent.engine.openvino import IR_XML, MIN_SHARE, OpenVinoBackend, OpenVinoEngine
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import need_openvino, write_profile
@@ -86,7 +86,7 @@ def test_precisions_of_this_machine() -> None:
 
 def test_layers_run_in_the_precision_asked_for(folder: Path, profile: LoadedProfile) -> None:
     """The census of the compiled graph shows every convolution and product in the precision of the manifest."""
-    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
+    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), ProfileRef.of(profile))
     for precision in set(OpenVinoBackend().precisions()) - {"int8"}:
         manifest = artefacts.manifest.model_copy(update={"precision": precision})
         engine = OpenVinoEngine(profile, Artefacts(manifest, artefacts.files), 1)
@@ -99,7 +99,7 @@ def test_a_graph_that_is_not_quantised_is_no_int8_engine(folder: Path, profile: 
     """A manifest that says int8 beside a graph in fp32 is refused with what its layers run in."""
     if "int8" not in OpenVinoBackend().precisions():
         pytest.skip("this processor has no int8")
-    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
+    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), ProfileRef.of(profile))
     manifest = artefacts.manifest.model_copy(update={"precision": "int8"})
     with pytest.raises(RuntimeError, match="asked for int8"):
         OpenVinoEngine(profile, Artefacts(manifest, artefacts.files), 1)
@@ -107,14 +107,14 @@ def test_a_graph_that_is_not_quantised_is_no_int8_engine(folder: Path, profile: 
 
 def test_damaged_ir_is_a_clear_error(folder: Path, profile: LoadedProfile) -> None:
     """Bytes that are no IR raise one of the errors that the choice of an engine expects."""
-    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
+    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), ProfileRef.of(profile))
     with pytest.raises(RuntimeError):
         OpenVinoEngine(profile, Artefacts(artefacts.manifest, {**artefacts.files, IR_XML: b"<net/>"}), 1)
 
 
 def test_a_model_with_other_outputs_is_refused(folder: Path, profile: LoadedProfile) -> None:
     """A model that does not give what its manifest says raises one of the errors that the choice expects."""
-    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), profile.sha256)
+    artefacts = read_engine(engine_folder(folder, "openvino", "fp32", 1), ProfileRef.of(profile))
     assert artefacts.manifest.outputs == {"logits": 4, "embedding": 64}
     manifest = artefacts.manifest.model_copy(update={"outputs": {"logits": 4}})
     with pytest.raises(RuntimeError, match="gives logits, embedding"):
@@ -155,4 +155,4 @@ def test_attention_of_any_size(tmp_path: Path, sizes: dict[str, int], precision:
     found = class_probabilities(predict_padded(engine, profile.golden_inputs))
     # These random heads are steeper than trained ones; the fault that this guards against gives 0.3 and more.
     assert abs(found - expected).max() < {"fp32": 1e-5, "bf16": 0.1}[precision]
-    independence_gate(engine, profile)
+    require(independence_gate(engine, profile))
