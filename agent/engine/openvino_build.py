@@ -6,6 +6,7 @@ Decides what the calibration may use and what a trial is judged on.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,22 @@ def build(request: BuildRequest) -> Built:
 
     Raises RuntimeError, ValueError, OSError.
     """
-    model, names = _convert(request.profile, request.batch_size)
+    model = convert(request.profile, request.batch_size)
     notes: dict[str, str] = {}
     if request.precision == "int8":
-        found = _search_int8(model if request.batch_size == 1 else _convert(request.profile, 1)[0], request)
+        found = search_int8(model if request.batch_size == 1 else convert(request.profile, 1), request)
         model, notes = found.quantise(model), found.notes
-    import_openvino().save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
-    return Built({name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)}, notes)
+    return save(model, request.directory, notes)
 
 
-def _convert(profile: LoadedProfile, batch_size: int) -> tuple[Any, tuple[str, str]]:
-    """The fp32 graph, and the names of its outputs."""
+def save(model: Any, directory: Path, notes: dict[str, str]) -> Built:
+    """Write a graph as IR, as the engine reads it."""
+    import_openvino().save_model(model, str(directory / IR_XML), compress_to_fp16=False)
+    return Built({output.get_any_name(): output.shape[1] for output in model.outputs}, notes)
+
+
+def convert(profile: LoadedProfile, batch_size: int) -> Any:
+    """The fp32 graph of the network; its outputs are named by what the head emits, and `embedding`."""
     from agent.engine.eager import import_torch, load_network
 
     torch, ov = import_torch(), import_openvino()
@@ -56,11 +62,11 @@ def _convert(profile: LoadedProfile, batch_size: int) -> tuple[Any, tuple[str, s
     names = (network.emits, "embedding")
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
-    return model, names
+    return model
 
 
-def _search_int8(model: Any, request: BuildRequest) -> Found:
-    """Measure the graph of batch size 1 on some patches of the profile's domain, and judge trials on others."""
+def search_int8(model: Any, request: BuildRequest) -> Found:
+    """How to quantise the network: measure the graph of batch size 1 on some patches of the profile's domain, and judge trials on others."""
     from agent.engine import MAX_DP, class_probabilities
     from agent.engine.gates import MAX_MEAN_DP, MIN_ARGMAX_AGREEMENT, compare, parity_inputs
 
