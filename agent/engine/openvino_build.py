@@ -66,7 +66,9 @@ def convert(profile: LoadedProfile, batch_size: int) -> Any:
 
 
 def search_int8(model: Any, request: BuildRequest) -> Found:
-    """How to quantise the network: measure the graph of batch size 1 on some patches of the profile's domain, and judge trials on others."""
+    """How to quantise a network: its graph of batch size 1 is measured on some patches of the profile's domain, and
+    trials are judged on others. Raises RuntimeError when the answers would change.
+    """
     from agent.engine import MAX_DP, class_probabilities
     from agent.engine.gates import MAX_MEAN_DP, MIN_ARGMAX_AGREEMENT, compare, parity_inputs
 

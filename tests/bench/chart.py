@@ -51,21 +51,21 @@ def draw_lines(
     for tick in range(TICKS):
         value = largest * tick / (TICKS - 1)
         pen.line((LEFT, height(value), right, height(value)), fill=GRID)
-        pen.text((LEFT - 8, height(value)), f"{value:.3g}", fill=INK, font=font, anchor="rm")
+        pen.text((LEFT - 8, height(value)), f"{value:.0f}", fill=INK, font=font, anchor="rm")
     xs = [LEFT + (right - LEFT) * (index + 0.5) / len(axis) for index in range(len(axis))]
     for x, name in zip(xs, axis, strict=True):
         pen.text((x, low + 8), name, fill=INK, font=font, anchor="ma")
     for level in levels:
         for x in range(LEFT, right, 2 * DASH_PX):
             pen.line((x, height(level.y), x + DASH_PX, height(level.y)), fill=INK)
-    names = [(height(level.y), f"{level.title}: {level.y:.3g}", INK) for level in levels]
+    names = [(height(level.y), f"{level.title}: {level.y:.0f}", INK) for level in levels]
     for number, line in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
         points = [(x, height(value)) for x, value in zip(xs, line.y, strict=True)]
         pen.line(points, fill=colour, width=2)
         for x, y in points:
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        names.append((points[-1][1], f"{line.title}: {line.y[-1]:.3g}", colour))
+        names.append((points[-1][1], f"{line.title}: {line.y[-1]:.0f}", colour))
     for y, (_, name, colour) in zip(spaced([y for y, *_ in sorted(names)], low), sorted(names), strict=True):
         pen.text((right + 10, y), name, fill=colour, font=font, anchor="lm")
     image.save(path, optimize=True)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +74,29 @@ def measure(
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("engines: runs", total=rounds * (1 + len(ways) * len(threads)))
             for _ in range(rounds):
-                peaks.append(undisturbed(lambda: in_a_process("tests.bench.peak", profile, "--threads", *threads)))
+                peaks.append(
+                    undisturbed(partial(in_a_process, "tests.bench.peak", profile, "--threads", *threads), TRIES)
+                )
                 bar.advance(task)
                 for count in threads:
                     for name in ways:
-                        for one in undisturbed(lambda: _rates(name, profile, root, count, batches, seconds), TRIES):
+                        run = partial(_rates, name, profile, root, count, batches, seconds)
+                        for one in undisturbed(run, TRIES):
                             found[count][name].setdefault(one["batch"], []).append(one["patches_per_s"])
                             census[name] = one["census"]
                         bar.advance(task)
-    outcome_ = outcome(found, {count: Peak.of(peaks, count) for count in threads}, census)
-    outcome_.figures |= {"missing": built["missing"], "notes": built["notes"], "rounds": rounds}
+    judged = outcome(found, {count: Peak.of(peaks, count) for count in threads}, census)
+    judged.figures |= {"missing": built["missing"], "notes": built["notes"], "rounds": rounds}
     if picture is not None:
-        draw(picture, outcome_.figures)
-    return outcome_
+        draw(picture, judged.figures)
+    return judged
 
 
 def _rates(
     name: str, profile: Path, root: Path, threads: int, batches: Sequence[int], seconds: float
 ) -> list[dict[str, Any]]:
-    words = ("rate", profile, root, "--way", name, "--threads", threads, "--seconds", seconds, "--batches", *batches)
+    words: list[str | Path | float] = ["rate", profile, root, "--way", name, "--threads", threads]
+    words += ["--seconds", seconds, "--batches", *batches]
     found: list[dict[str, Any]] = in_a_process("tests.bench.ways", *words, environment=WAYS[name].environment)
     return found
 

@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ CONVOLUTIONS = ((256, 56), (512, 40), (1024, 28))
 """Channels and side of chains of 1 × 1 convolutions, which are matrix products too."""
 CHAIN = 4
 """Convolutions in a row, so that the first one's conversion to 8 bits weighs little."""
-SIZE_S = 0.6
+SIZE_S = 0.3
 """Seconds spent on each size."""
 TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Precisions whose product torch has, by the name of its type."""
@@ -79,7 +78,7 @@ def peak_gflops(precision: str, threads: int) -> float:
 
     Each size counts by the median of its products: what can be kept up, not a lucky moment.
     """
-    products = _int8_products(threads) if precision == "int8" else _torch_products(precision, threads)
+    products = [*_torch_products(precision, threads), *_openvino_products(precision, threads)]
     return max(operations / _median_s(product) / 1e9 for operations, product in products)
 
 
@@ -97,63 +96,70 @@ Product = tuple[float, Callable[[], object]]
 def _torch_products(precision: str, threads: int) -> Iterator[Product]:
     torch = import_torch()
     torch.set_num_threads(threads)
-    dtype = getattr(torch, TORCH_TYPES[precision])
     for side in SIDES:
-        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        out = torch.empty(side, side, dtype=dtype)
-        yield 2 * side**3, partial(torch.mm, a, b, out=out)
+        if precision == "int8":
+            a, b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
+            product = partial(torch._int_mm, a, b)
+        else:
+            a, b = (torch.randn(side, side).to(getattr(torch, TORCH_TYPES[precision])) for _ in range(2))
+            product = partial(torch.mm, a, b, out=torch.empty_like(a))
+        yield 2 * side**3, product
 
 
-def _int8_products(threads: int) -> Iterator[Product]:
-    """8-bit inputs times 8-bit weights: torch's own, OpenVINO's matrix product and its 1 × 1 convolutions."""
-    torch = import_torch()
-    torch.set_num_threads(threads)
+def _openvino_products(precision: str, threads: int) -> Iterator[Product]:
+    """Matrix products in a row, and 1 × 1 convolutions in a row."""
+    if precision not in find_backend("openvino").precisions():
+        return
     for side in SIDES:
-        a, b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
-        with suppress(RuntimeError):  # not every processor has it
-            torch._int_mm(a, b)
-            yield 2 * side**3, partial(torch._int_mm, a, b)
-        yield 2 * side**3 * CHAIN, _compiled(_matrix_chain(side), [side, side], threads)
+        yield 2 * side**3 * CHAIN, _compiled(_matrix_chain(side, precision), precision, [side, side], threads)
     for channels, side in CONVOLUTIONS:
-        graph = _convolution_chain(channels, side)
-        yield 2 * channels**2 * side**2 * CHAIN, _compiled(graph, [1, channels, side, side], threads)
+        graph = _convolution_chain(channels, side, precision)
+        shape = [1, channels, side, side]
+        yield 2 * channels**2 * side**2 * CHAIN, _compiled(graph, precision, shape, threads)
 
 
-def _matrix_chain(side: int) -> Any:
+def _matrix_chain(side: int, precision: str) -> Any:
     def product(value: Any, weights: Any, op: Any) -> Any:
         return op.matmul(value, weights, transpose_a=False, transpose_b=True)
 
-    return _chain([side, side], [side, side], product)
+    return _chain([side, side], [side, side], precision, product)
 
 
-def _convolution_chain(channels: int, side: int) -> Any:
+def _convolution_chain(channels: int, side: int, precision: str) -> Any:
     def product(value: Any, weights: Any, op: Any) -> Any:
         return op.convolution(value, weights, [1, 1], [0, 0], [0, 0], [1, 1])
 
-    return _chain([1, channels, side, side], [channels, channels, 1, 1], product)
+    return _chain([1, channels, side, side], [channels, channels, 1, 1], precision, product)
 
 
-def _chain(shape: list[int], weights_shape: list[int], product: Callable[[Any, Any, Any], Any]) -> Any:
-    """Products in a row whose inputs have 256 levels and whose weights are whole steps, as in an int8 engine."""
+def _chain(
+    shape: list[int], weights_shape: list[int], precision: str, product: Callable[[Any, Any, Any], Any]
+) -> Any:
+    """Products in a row; in int8 their inputs have 256 levels and their weights are whole steps, as in an engine."""
     ov = import_openvino()
     from openvino import opset13 as op
 
     random = np.random.Generator(np.random.PCG64(0))
     value = start = op.parameter(shape, np.float32)
     for _ in range(CHAIN):
-        bounds = [np.float32(0), np.float32(255)] * 2
-        stepped = op.fake_quantize(value, *bounds, 256)
-        steps = op.constant(random.integers(-127, 128, weights_shape, np.int8))
-        scales = op.constant(np.full([weights_shape[0], *[1] * (len(weights_shape) - 1)], 0.01, np.float32))
-        value = product(stepped, op.multiply(op.convert(steps, "f32"), scales), op)
+        if precision == "int8":
+            value = op.fake_quantize(value, *[np.float32(0), np.float32(255)] * 2, 256)
+            steps = op.constant(random.integers(-127, 128, weights_shape, np.int8))
+            scales = op.constant(np.full([weights_shape[0], *[1] * (len(weights_shape) - 1)], 0.01, np.float32))
+            weights = op.multiply(op.convert(steps, "f32"), scales)
+        else:
+            weights = op.constant(
+                random.standard_normal(weights_shape, np.float32) / np.float32(weights_shape[1] ** 0.5)
+            )
+        value = product(value, weights, op)
     return ov.Model([value], [start])
 
 
-def _compiled(graph: Any, shape: list[int], threads: int) -> Callable[[], object]:
-    compiled = compile_graph(graph, "int8", threads)
+def _compiled(graph: Any, precision: str, shape: list[int], threads: int) -> Callable[[], object]:
+    compiled = compile_graph(graph, precision, threads)
     census = precision_census(compiled)
-    if set(census) != {"int8"}:
-        raise RuntimeError(f"the product that measures the int8 peak runs in {census}")
+    if set(census) != {precision}:
+        raise RuntimeError(f"the product that measures the {precision} peak runs in {census}")
     request = compiled.create_infer_request()
     x = np.random.Generator(np.random.PCG64(1)).uniform(0, 255, shape).astype(np.float32)
     return lambda: request.infer([x], share_inputs=True, share_outputs=True)

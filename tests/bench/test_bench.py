@@ -28,7 +28,8 @@ from tests.bench.live import Heard
 from tests.bench.machine import Spent, company, gflop_per_patch, rss_bytes
 from tests.bench.memory import MIB, Sample
 from tests.bench.naive import PatchFiles, published_way
-from tests.bench.pipeline import Peak, max_difference, outcome, write_patches
+from tests.bench.peak import Peak
+from tests.bench.pipeline import max_difference, outcome, write_patches
 from tests.bench.variants import Run, run_agent, run_naive
 from tests.system.processes import PROFILE
 

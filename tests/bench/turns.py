@@ -32,7 +32,7 @@ def undisturbed(run: Callable[[], Found], tries: int = TRIES) -> Found:
     raise ValueError("not even one try")
 
 
-def in_a_process(module: str, *words: str | Path | int | float, environment: Mapping[str, str] | None = None) -> Any:
+def in_a_process(module: str, *words: str | Path | float, environment: Mapping[str, str] | None = None) -> Any:
     """The JSON that `python -m MODULE WORDS` prints; raises RuntimeError with its last word when it fails."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, words)],
