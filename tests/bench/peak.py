@@ -168,7 +168,7 @@ def _compiled(graph: Any, precision: str, shape: list[int], threads: int) -> Cal
 def _median_s(product: Callable[[], object]) -> float:
     product()
     times: list[float] = []
-    while sum(times) < SIZE_S:
+    while not times or sum(times) < SIZE_S:
         started = time.perf_counter()
         product()
         times.append(time.perf_counter() - started)
