@@ -58,7 +58,7 @@ faults: $(VENV)/.dev  ## kill, starve and cut off a real agent; long: make fault
 fuzz: $(VENV)/.dev  ## hostile input, one minute; long: make fuzz ARGS="--seconds 3600 --target dicom --seed 7"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-full-size-profile: $(VENV)/.dev  ## train the network for speed work in build/full-size (an hour, reproducible)
+full-size-profile: $(VENV)/.dev  ## train the network for speed work in build/full-size (some 20 minutes, reproducible)
 	$(BIN)/python -m train phantom-profile --recipe configs/train/full-size.yaml --out build/full-size $(ARGS)
 
 phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def test_a_picture_shows_every_line(tmp_path: Path) -> None:
         found = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
     assert {ImageColor.getrgb(colour) for colour in COLOURS[:2]} <= found
     placed = spaced([100.0, 101.0, 395.0, 399.0], 400.0)
-    assert all(b - a >= SPACING_PX for a, b in zip(placed, placed[1:], strict=False))
+    assert all(b - a >= SPACING_PX for a, b in pairwise(placed))
     assert placed[-1] <= 400
 
 
