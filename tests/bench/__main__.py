@@ -76,7 +76,8 @@ What it bears (each some minutes; figures in docs/reliability.md):
   growth     what stays in memory of each slide for ever, by place (300 slides, no network)
 
 With --full-size: engines, pipeline, latency and start on the published network at its full size (15.26 GFLOP a
-patch), trained in build/full-size first if it is not there (some 20 minutes). Promises about speed are judged on it only.
+patch), trained in build/full-size first if it is not there (some 20 minutes). Promises about
+speed are judged on it only.
 
 Timings of a shared machine compare within one run only: look at ratios, and at the load printed first.
 Exit codes: 0 every promise kept, 1 a promise broken or a benchmark failed, 2 bad arguments."""
