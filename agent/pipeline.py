@@ -84,6 +84,8 @@ class Pipeline:
         self._settings = live.now
         self._token = token
         self._resources = ExitStack()
+        # Reading DICOM takes long to import; meanwhile the engine is read, hashed and compiled.
+        Thread(target=import_module, args=("agent.formats.detect",), name="formats").start()
         with ExitStack() as undo:
             undo.callback(self._resources.close)
             self._build()
@@ -91,8 +93,6 @@ class Pipeline:
 
     def _build(self) -> None:
         settings = self._settings
-        # Reading DICOM takes long to import; meanwhile the engine is read, hashed and compiled.
-        Thread(target=import_module, args=("agent.formats.detect",), name="formats").start()
         profile = load_profile_folder(settings.profile)
         engine = serve(settings.profile, profile, settings.engine)
         self._resources.callback(engine.close)
@@ -152,7 +152,7 @@ class Pipeline:
         self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
 
     def _reader(self, spec: Profile, memory: Memory) -> Reader:
-        from agent.formats.detect import open_parser  # see _build
+        from agent.formats.detect import open_parser  # see __init__
 
         settings = self._settings
         self._patience = Patience.of(settings)
