@@ -8,7 +8,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 SYSTEM_PACKAGES := mosquitto mosquitto-clients libtiff-tools dcmtk dicom3tools openssl systemd chromium fonts-dejavu-core bubblewrap python3-venv gcc g++ libc6-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sbom audit format bench faults fuzz phantom-profile evaluate-phantom system-packages install uninstall wheels clean
+.PHONY: help setup demo test lint sbom audit format bench faults fuzz full-size-profile phantom-profile evaluate-phantom system-packages install uninstall wheels clean
 
 help:  ## what there is to make
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ format: $(VENV)/.dev  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## latencies and rates of this machine
+bench: $(VENV)/.dev  ## latencies and rates of this machine; the full-size network: make bench ARGS=--full-size
 	$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(VENV)/.dev  ## kill, starve and cut off a real agent; long: make faults ARGS="kills --count 1000 --seed 7"
@@ -57,6 +57,9 @@ faults: $(VENV)/.dev  ## kill, starve and cut off a real agent; long: make fault
 
 fuzz: $(VENV)/.dev  ## hostile input, one minute; long: make fuzz ARGS="--seconds 3600 --target dicom --seed 7"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+full-size-profile: $(VENV)/.dev  ## train the network for speed work in build/full-size (some 20 minutes, reproducible)
+	$(BIN)/python -m train phantom-profile --recipe configs/train/full-size.yaml --out build/full-size $(ARGS)
 
 phantom-profile: $(VENV)/.dev  ## train the phantom network again (some CPU minutes, reproducible)
 	$(BIN)/python -m train phantom-profile --out configs/profiles/phantom $(ARGS)

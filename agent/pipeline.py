@@ -9,6 +9,8 @@ from __future__ import annotations
 import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from importlib import import_module
+from threading import Thread
 
 import structlog
 
@@ -21,7 +23,6 @@ from agent.command_desk import CommandDesk
 from agent.engine.service import serve
 from agent.feeder import Feeder
 from agent.formats import Limits
-from agent.formats.detect import open_parser
 from agent.handover import CancelToken, Handover, Wakeup
 from agent.health import Figures
 from agent.identity import Pseudonyms, load_or_create_key
@@ -83,6 +84,8 @@ class Pipeline:
         self._settings = live.now
         self._token = token
         self._resources = ExitStack()
+        # Reading DICOM takes long to import; meanwhile the engine is read, hashed and compiled.
+        Thread(target=import_module, args=("agent.formats.detect",), name="formats").start()
         with ExitStack() as undo:
             undo.callback(self._resources.close)
             self._build()
@@ -149,6 +152,8 @@ class Pipeline:
         self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
 
     def _reader(self, spec: Profile, memory: Memory) -> Reader:
+        from agent.formats.detect import open_parser  # see __init__
+
         settings = self._settings
         self._patience = Patience.of(settings)
         naming = Pseudonyms(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from models.domain import Reference
 from models.profile import Profile
-from train.recipes import Recipe
+from train.recipes import Recipe, ReferenceRecipe
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Figures:
     slides_out_of_domain: int
 
 
-def card_of(recipe: Recipe, spec: Profile, reference: Reference, figures: Figures) -> str:
+def card_of(recipe: Recipe, spec: Profile, reference: Reference | None, figures: Figures) -> str:
     """The text of the phantom's MODEL_CARD.md."""
     data, network = recipe.data, recipe.network
     ranges = "\n".join(
@@ -72,24 +72,15 @@ At most {data.patches_per_strip} patches of one scan strip of a slide that pass 
 | slides out of domain | {figures.slides_out_of_domain} of {figures.slides} |
 
 {_domain(recipe, spec, reference)}## How to make it again
-`make phantom-profile` (recipe `configs/train/phantom.yaml`, seed {recipe.seed}): the same machine and library
+`make {recipe.name}-profile` (recipe `configs/train/{recipe.name}.yaml`, seed {recipe.seed}): \
+the same machine and library
 versions give the same files to the byte.
 """
 
 
-def _domain(recipe: Recipe, spec: Profile, reference: Reference) -> str:
-    fitted, decision, weight = recipe.reference, spec.decision, spec.aggregation.independence
-    return f"""## Reference
-`reference.safetensors` says what this profile's patches look like, and a result counts the patches that do not
-(`docs/results.md`). It notices pictures that are grossly unlike the phantom's, and knows nothing of tissue.
-
-| field | value |
-|---|---|
-| intensity bounds | leave {fitted.beyond:.1%} of the training and calibration patches on either side |
-| centre and spread | rooted embeddings of the training patches, {fitted.components} directions of their own |
-| distance limit | {float(reference.limit):.2f}: {fitted.near:.0%} of the calibration patches are nearer |
-
-## Decisions
+def _domain(recipe: Recipe, spec: Profile, reference: Reference | None) -> str:
+    decision, weight = spec.decision, spec.aggregation.independence
+    return f"""{_reference(recipe.reference, reference)}## Decisions
 | field | value |
 |---|---|
 | minimum of used patches | {spec.minimum_patches} |
@@ -99,5 +90,21 @@ def _domain(recipe: Recipe, spec: Profile, reference: Reference) -> str:
 
 Each patch counts as {weight:g} of an observation, so a slide of 42 patches never has an interval that narrow and
 ends as `final`; a clear one of 168 patches reaches `high_confidence`.
+
+"""
+
+
+def _reference(fitted: ReferenceRecipe | None, reference: Reference | None) -> str:
+    if fitted is None or reference is None:
+        return "## Reference\nNone: nothing tells which pictures are unlike this profile's.\n\n"
+    return f"""## Reference
+`reference.safetensors` says what this profile's patches look like, and a result counts the patches that do not
+(`docs/results.md`). It notices pictures that are grossly unlike the phantom's, and knows nothing of tissue.
+
+| field | value |
+|---|---|
+| intensity bounds | leave {fitted.beyond:.1%} of the training and calibration patches on either side |
+| centre and spread | rooted embeddings of the training patches, {fitted.components} directions of their own |
+| distance limit | {float(reference.limit):.2f}: {fitted.near:.0%} of the calibration patches are nearer |
 
 """

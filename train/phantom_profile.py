@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.calibration import calibrate
 from models.contract import Prediction
-from models.domain import Mark, parse_reference
+from models.domain import Mark, Reference, parse_reference
 from models.profile import CARD, GOLDEN, REFERENCE, WEIGHTS, CalibrationSpec
 from models.srh.classifier import build_classifier, load_state, state_for_profile
 from models.srh.intensity import intensity_statistics
@@ -43,7 +43,8 @@ def build(recipe: Recipe, out: Path, say: Say, report: Report) -> Figures:
     say(f"rendering {data.train.count} slides")
     known = patches(data.train)
     size = build_classifier(recipe.network, len(recipe.classes)).bb.embedding_dim
-    check_components(recipe.reference, len(known), size)  # before minutes of training
+    if recipe.reference is not None:
+        check_components(recipe.reference, len(known), size)  # before minutes of training
     network = finetune(recipe, known, report)
     weights = weights_of(network)
     with reproducible(recipe.seed, recipe.optimisation.threads):
@@ -55,13 +56,16 @@ def build(recipe: Recipe, out: Path, say: Say, report: Report) -> Figures:
         held_out, test = patches(data.calibration), patches(data.test)
         emitted = outputs(held_out.pixels)
         calibration = fit_one_vs_rest(emitted["logits"], held_out.labels, recipe.calibration_input)
-        say("describing the training patches for the reference")
-        trained = _described(known, outputs(known.pixels))
-        fitted = fit_reference(trained, _described(held_out, emitted), recipe.reference).to_bytes()
+        contents = {WEIGHTS: weights, GOLDEN: _golden(recipe, test, outputs)}
+        reference: Reference | None = None
+        if recipe.reference is not None:
+            say("describing the training patches for the reference")
+            trained = _described(known, outputs(known.pixels))
+            contents[REFERENCE] = fit_reference(trained, _described(held_out, emitted), recipe.reference).to_bytes()
+            reference = parse_reference(contents[REFERENCE])
         say(f"testing on {data.test.count} other slides")
-        contents = {WEIGHTS: weights, GOLDEN: _golden(recipe, test, outputs), REFERENCE: fitted}
         fields = _fields(recipe, calibration)
-        spec, reference = manifest_of(fields, contents), parse_reference(fitted)
+        spec = manifest_of(fields, contents)
         judged = evaluate_slides(spec, eager(spec, weights), reference, data.test.all, data.height_px)
         figures = _measure(outputs(test.pixels)["logits"], test.labels, calibration, list(judged))
     card = card_of(recipe, spec, reference, figures)

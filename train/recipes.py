@@ -106,7 +106,8 @@ class Recipe(Frozen):
     operating_points: dict[str, float] = Field(default={"high_confidence": 0.77})
     decision: DecisionSpec = DecisionSpec()
     minimum_patches: int = Field(20, ge=0)
-    reference: ReferenceRecipe = ReferenceRecipe()
+    reference: ReferenceRecipe | None = ReferenceRecipe()
+    """null: the profile gets none, and no patch is called far or outside."""
     licence: str
     intended_use: str
 

@@ -17,6 +17,8 @@ from agent.engine.quantise import Rounding, convolutions, prepare, quantise, shi
 
 MOST_KEPT = 0.25
 """Largest share of the convolutions that may stay in the higher precision: beyond, int8 is not worth its risk."""
+RANKED_ON = 4
+"""Layers are ranked on every so manyth patch."""
 MARGIN = 0.8
 """A trial must stay below this share of each limit, since the gates look at other patches."""
 
@@ -40,11 +42,12 @@ def search(
     model: Any,
     calibration: Sequence[NDArray[np.float32]],
     compiled: Callable[[Any, str], Any],
-    used: Callable[[Any], float],
+    used: Callable[[Any, int], float],
     announce: Callable[[str], None],
 ) -> Found:
     """Quantise as many convolutions as the answers allow. `compiled` takes a graph and a precision; `used` tells
-    which share of the parity limits a graph takes up on patches that are not of the calibration; 1 is just allowed.
+    which share of the parity limits a graph takes up on every n-th of the patches that trials are judged on, none of
+    them of the calibration; 1 is just allowed.
 
     Raises RuntimeError when more than MOST_KEPT of them would have to stay.
     """
@@ -56,7 +59,7 @@ def search(
         found = Found(rounding, frozenset(keep), np.zeros(len(rounding.embedding)), {})
         shift = shift_of(found.quantise(model), lambda graph: compiled(graph, "int8"), calibration, rounding)
         found = replace(found, shift=shift)
-        return used(found.quantise(model)), found
+        return used(found.quantise(model), 1), found
 
     announce(f"int8: trial with all {count} convolutions")
     share, found = trial(())
@@ -64,9 +67,7 @@ def search(
     ranked: list[int] = []
     while share > MARGIN:
         if not ranked:
-            announce(f"int8: {share:.2f} of the limits taken up, {MARGIN} allowed: ranking the layers")
-            alone = [trial((number,))[0] for number in range(count)]
-            ranked = sorted(range(count), key=alone.__getitem__)
+            ranked = _ranked(model, found, used, announce)
         kept = ranked[: len(found.keep) + 1]
         if len(kept) > MOST_KEPT * count:
             raise RuntimeError(
@@ -76,6 +77,18 @@ def search(
         announce(f"int8: trial with {len(kept)} layers kept")
         share, found = trial(kept)
     return replace(found, notes=_notes(count, found.keep, first, share, len(calibration)))
+
+
+def _ranked(
+    model: Any, found: Found, used: Callable[[Any, int], float], announce: Callable[[str], None]
+) -> list[int]:
+    """Convolutions by what is gained when each alone is kept, most first; on some patches, since there are many."""
+    count = len(found.rounding.filters)
+    shares = []
+    for number in range(count):
+        announce(f"int8: ranking the layers, {number + 1} of {count}")
+        shares.append(used(replace(found, keep=frozenset({number})).quantise(model), RANKED_ON))
+    return sorted(range(count), key=shares.__getitem__)
 
 
 def _notes(count: int, keep: frozenset[int], first: float, share: float, patches: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ Decides what the calibration may use and what a trial is judged on.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,24 @@ def build(request: BuildRequest) -> Built:
 
     Raises RuntimeError, ValueError, OSError.
     """
-    model, names = _convert(request.profile, request.batch_size, request.precision)
+    model = convert(request.profile, request.batch_size, request.precision)
     notes: dict[str, str] = {}
     if request.precision == "int8":
-        found = _search_int8(model if request.batch_size == 1 else _convert(request.profile, 1, "int8")[0], request)
+        found = search_int8(model if request.batch_size == 1 else convert(request.profile, 1, "int8"), request)
         model, notes = found.quantise(model), found.notes
-    import_openvino().save_model(model, str(request.directory / IR_XML), compress_to_fp16=False)
-    return Built({name: output.shape[1] for output, name in zip(model.outputs, names, strict=True)}, notes)
+    return save(model, request.directory, notes)
 
 
-def _convert(profile: LoadedProfile, batch_size: int, precision: str) -> tuple[Any, tuple[str, str]]:
-    """The graph with its weights in fp32, ready for `precision`, and the names of its outputs."""
+def save(model: Any, directory: Path, notes: dict[str, str]) -> Built:
+    """Write a graph as IR, as the engine reads it."""
+    import_openvino().save_model(model, str(directory / IR_XML), compress_to_fp16=False)
+    return Built({output.get_any_name(): output.shape[1] for output in model.outputs}, notes)
+
+
+def convert(profile: LoadedProfile, batch_size: int, precision: str) -> Any:
+    """The network's graph with its weights in fp32, ready for `precision`; its outputs are named by what the head emits,
+    and `embedding`.
+    """
     from agent.engine.eager import import_torch, load_network
 
     torch, ov = import_torch(), import_openvino()
@@ -57,11 +65,13 @@ def _convert(profile: LoadedProfile, batch_size: int, precision: str) -> tuple[A
     names = (network.emits, "embedding")
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
-    return model, names
+    return model
 
 
-def _search_int8(model: Any, request: BuildRequest) -> Found:
-    """Measure the graph of batch size 1 on some patches of the profile's domain, and judge trials on others."""
+def search_int8(model: Any, request: BuildRequest) -> Found:
+    """How to quantise a network: its graph of batch size 1 is measured on some patches of the profile's domain, and
+    trials are judged on others. Raises RuntimeError when the answers would change.
+    """
     from agent.engine import class_probabilities
     from agent.engine.expected import made_inputs
     from agent.engine.gates import compare
@@ -83,9 +93,9 @@ def _search_int8(model: Any, request: BuildRequest) -> Found:
     inputs = np.concatenate([unseen, made_inputs(profile, unseen, labels_N, TRIAL_PATCHES - len(unseen))])
     expected_NK = probabilities(model, "fp32", inputs)
 
-    def used(graph: Any) -> float:
-        parity = compare(expected_NK, probabilities(graph, "int8", inputs), limits.max_dp)
-        changed = 1 - parity.argmax_agreement - parity.ties / len(inputs)
+    def used(graph: Any, every: int) -> float:
+        parity = compare(expected_NK[::every], probabilities(graph, "int8", inputs[::every]), limits.max_dp)
+        changed = 1 - parity.argmax_agreement - parity.ties / len(inputs[::every])
         shares = parity.max_dp / limits.max_dp, parity.mean_dp / limits.mean_dp
         return max(*shares, changed / (1 - limits.argmax_agreement))
 

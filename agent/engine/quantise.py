@@ -1,7 +1,7 @@
 """Convolutions in int8 whose answers stay: an OpenVINO graph in fp32 and patches of its domain in, a rounded one out.
 
 Filters are rounded by what their inputs are like (models.rounding); what is left of a mean goes into the offset.
-Activations get 255 steps over the range that was measured, weights 127 on either side of zero per filter. Others
+Activations get 256 levels over a range that is measured, weights 127 steps on either side of zero per filter. Others
 stay as they are.
 """
 
@@ -14,17 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.spans import LEVELS, Span, best_span, sampled, whole_span
 from models.rounding import compensated
 
 POSITIONS = 200
 """Places of each calibration patch at which a convolution's inputs are looked at."""
-HEADROOM = 1.1
-"""Measured ranges are widened by this: other patches may go beyond the calibration's."""
-_STEPS, _WEIGHT_STEPS = 255, 127
-
-
-Span = tuple[float, float]
-"""Lowest and highest value that was seen."""
+_WEIGHT_STEPS = 127
 
 
 @dataclass(frozen=True)
@@ -76,17 +71,20 @@ def prepare(model: Any, compile_model: Callable[[Any], Any], inputs: Sequence[ND
     wanted = [own + list(distinct).index(value.get_node().get_friendly_name()) for value in values]
     request = compile_model(model).create_infer_request()
     random = np.random.Generator(np.random.PCG64(0))
-    lows, highs = np.full(len(values), np.inf), np.full(len(values), -np.inf)
+    samples: list[list[NDArray[np.float32]]] = [[] for _ in values]
     seen = [_Seen() for _ in layers]
     embedding: Any = 0.0
     for x_1CHW in inputs:
         results = request.infer([x_1CHW], share_inputs=False)
-        lows = np.minimum(lows, [results[index].min() for index in wanted])
-        highs = np.maximum(highs, [results[index].max() for index in wanted])
+        for sample, index in zip(samples, wanted, strict=True):
+            sample.append(sampled(results[index], random))
         embedding = embedding + results["embedding"][0].astype(np.float64)
         for number, layer in enumerate(layers):
             seen[number].add(_columns(results[wanted[number]][0], layer, random))
-    spans = list(zip(lows.tolist(), highs.tolist(), strict=True))
+    spans = [
+        whole_span(sample) if value.get_node().get_type_name() == "Parameter" else best_span(np.concatenate(sample))
+        for value, sample in zip(values, samples, strict=True)
+    ]
     filters = [_rounded(_source(layer, 1).get_data(), one) for layer, one in zip(layers, seen, strict=True)]
     return Rounding(spans[: len(layers)], spans[len(layers) :], filters, embedding / len(inputs))
 
@@ -221,13 +219,6 @@ def _columns(x_CHW: NDArray[np.float32], layer: Any, random: np.random.Generator
     return picked
 
 
-def _stepped(value: Any, span: tuple[float, float], op: Any) -> Any:
-    """The tensor in 256 levels over the widened span: from zero where it is never negative, else around zero."""
-    low, high = span
-    if low >= 0:
-        low, high = 0.0, max(high * HEADROOM, 1e-6)
-    else:
-        high = max(-low, high) * HEADROOM
-        low = -high * 128 / 127
-    bounds = [np.float32(low), np.float32(high)] * 2
-    return op.fake_quantize(value, *bounds, _STEPS + 1).output(0)
+def _stepped(value: Any, span: Span, op: Any) -> Any:
+    low, high = np.float32(span[0]), np.float32(span[1])
+    return op.fake_quantize(value, low, high, low, high, LEVELS).output(0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.console import Console
 
-from agent.imager import PlannedFile, plan, write_growing
+from agent.imager import Pixels, PlannedFile, plan, write_growing
 from agent.profile_folder import load_profile_folder
 from models.srh.config import SrhInput, srh_input
 from models.srh.patches import grid
@@ -20,12 +21,16 @@ from tests.bench.figures import Outcome, Promise, Spread, figure_table
 from tests.bench.live import Heard, Stage, stage
 
 STRIP_S = 10.0
+REPETITIONS = 3
+AT_ONCE = 6
+"""Slides that are written as fast as the disk takes them."""
 HEIGHT_PX = 2000
 SLIDE = PhantomSlide(41_001, 1, HEIGHT_PX)
 FIRST_LIMIT = 0.5
 """The first posterior of a strip comes before this share of it is written."""
 FINAL_LIMIT_S = 1.0
 """The final comes within this after the last byte, beside the time of the last batch."""
+ADDED_LIMIT_MS = 50.0
 WAIT_S = 60.0
 
 
@@ -89,20 +94,68 @@ class Repetition:
         return self.last_batch_ms / 1e3 / self.final_s
 
 
-def measure(profile: Path, console: Console, repetitions: int = 3, strip_s: float = STRIP_S) -> Outcome:
-    """Write the slide `repetitions` times under new names; `strip_s` seconds for each scan strip."""
-    spec = srh_input(load_profile_folder(profile).spec)
+@dataclass(frozen=True)
+class Saturation:
+    """Slides that came as fast as the disk took them."""
+
+    row_ms: list[float]
+    """Per row of patches: from its last byte on disk to a posterior that counts it, most of it waiting."""
+    patches_per_s: float
+    """From the first byte to the last final."""
+
+
+def measure(
+    profile: Path,
+    console: Console,
+    repetitions: int = REPETITIONS,
+    strip_s: float = STRIP_S,
+    engines: Sequence[str] = (),
+    at_once: int = AT_ONCE,
+) -> Outcome:
+    """Write the slide `repetitions` times under new names, `strip_s` seconds for each scan strip, then `at_once`
+    slides as fast as possible; for each entry of `engine.order` in `engines`, or once in the usual order.
+    """
     strips = [strip(SLIDE, index) for index in range(SLIDE.strips)]
-    found: list[Repetition] = []
-    with tempfile.TemporaryDirectory(prefix="bench-latency-") as folder, stage(Path(folder), profile) as live:
-        for number in range(repetitions):
-            console.print(f"latency: slide {number + 1} of {repetitions}, {strip_s:g} s a strip", style="dim")
-            patient = f"LATENCY_{number}"
-            files = list(plan(strips, "strips-b", patient, "1"))
-            logs = _write(live, files, strip_s)
-            final = live.wait_for_final(patient, "1", WAIT_S, lambda: None)
-            found.append(evaluate(live.results(patient, "1"), logs, spec, live.batch()))
-    return _outcome(found, final.engine, strip_s)
+    spec = srh_input(load_profile_folder(profile).spec)
+    outcomes = {}
+    for entry in engines or ("",):
+        settings: dict[str, Any] = {"engine": {"order": [entry]}} if entry else {}
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-latency-") as folder,
+            stage(Path(folder), profile, **settings) as live,
+        ):
+            found: list[Repetition] = []
+            for number in range(repetitions):
+                said = f"latency {entry}: slide {number + 1} of {repetitions}, {strip_s:g} s a strip"
+                console.print(said, style="dim")
+                patient = f"LATENCY_{number}"
+                logs = _write(live, list(plan(strips, "strips-b", patient, "1")), strip_s)
+                final = live.wait_for_final(patient, "1", WAIT_S, lambda: None)
+                found.append(evaluate(live.results(patient, "1"), logs, spec, live.batch()))
+            console.print(f"latency {entry}: {at_once} slides as fast as the disk takes them", style="dim")
+            saturated = _saturate(live, strips, at_once, spec)
+        outcomes[entry or final.engine] = outcome(found, saturated, final.engine, strip_s)
+    return Outcome(
+        "latency",
+        [table for one in outcomes.values() for table in one.tables],
+        {"engines": {entry: one.figures for entry, one in outcomes.items()}},
+        [promise for one in outcomes.values() for promise in one.promises],
+    )
+
+
+def _saturate(live: Stage, strips: Sequence[Pixels], slides: int, spec: SrhInput) -> Saturation:
+    numbers = [str(number) for number in range(1, slides + 1)]
+    planned = {number: list(plan(strips, "strips-b", "SATURATION", number)) for number in numbers}
+    logs = {number: _write(live, files, 0.0) for number, files in planned.items()}
+    finals = [live.wait_for_final("SATURATION", number, WAIT_S, lambda: None) for number in numbers]
+    batch = live.batch()
+    rows = [
+        row.total_ms
+        for number in numbers
+        for row in evaluate(live.results("SATURATION", number), logs[number], spec, batch).rows
+    ]
+    took_s = max(final.at for final in finals) - logs[numbers[0]][0].rounds[0][0]
+    return Saturation(rows, sum(final.seen for final in finals) / took_s)
 
 
 def _write(live: Stage, files: list[PlannedFile], strip_s: float) -> list[WriteLog]:
@@ -145,7 +198,8 @@ def _counting(heard: list[Heard], patches: int) -> Heard:
     return next(message for message in heard if message.seen >= patches)
 
 
-def _outcome(found: list[Repetition], engine: str, strip_s: float) -> Outcome:
+def outcome(found: list[Repetition], saturated: Saturation, engine: str, strip_s: float) -> Outcome:
+    """Judge what one engine showed."""
     shares = Spread.of([share for one in found for share in one.first_share])
     seconds = Spread.of([second for one in found for second in one.first_s])
     final = Spread.of([one.final_s for one in found])
@@ -155,6 +209,7 @@ def _outcome(found: list[Repetition], engine: str, strip_s: float) -> Outcome:
     total, added = Spread.of([row.total_ms for row in rows]), Spread.of([row.added_ms for row in rows])
     inference = Spread.of([row.inference_ms for row in rows])
     delivery = Spread.of([row.delivery_ms for row in rows])
+    waited = Spread.of(saturated.row_ms)
     table = figure_table(
         f"Latency, {engine}: slides of {SLIDE.strips} strips of {HEIGHT_PX} rows, {strip_s:g} s a strip",
         [
@@ -166,20 +221,28 @@ def _outcome(found: list[Repetition], engine: str, strip_s: float) -> Outcome:
             ("... of which inference, ms", inference.text(1)),
             ("... from the message's making to its arrival, ms", f"{delivery.text(1)}, p99 {delivery.p99:.1f}"),
             ("... added latency (all but inference), ms", f"{added.text(1)}, p99 {added.p99:.1f}"),
+            ("at saturation: row on disk → posterior, ms", f"{waited.text(0)}, p99 {waited.p99:.0f}"),
+            ("at saturation: patches/s, first byte → last final", f"{saturated.patches_per_s:.1f}"),
         ],
-        caption=f"median (range) over {len(found)} slides and {len(rows)} rows of patches",
+        caption=f"median (range) over {len(found)} slides and {len(rows)} rows of patches; at saturation"
+        f" {len(saturated.row_ms)} rows, which wait for those before them",
     )
     worst = max(found, key=lambda one: one.final_s - one.last_batch_ms / 1e3)
     promises = [
         Promise(
-            "first posterior before the strip is half written",
+            f"{engine}: first posterior before the strip is half written",
             f"at {shares.high:.0%} of the strip at the latest",
             shares.high < FIRST_LIMIT,
         ),
         Promise(
-            f"final within {FINAL_LIMIT_S:g} s + the last batch after the last byte",
+            f"{engine}: final within {FINAL_LIMIT_S:g} s + the last batch after the last byte",
             f"{worst.final_s:.3f} s with a last batch of {worst.last_batch_ms:.1f} ms at most",
             all(one.final_s <= FINAL_LIMIT_S + one.last_batch_ms / 1e3 for one in found),
+        ),
+        Promise(
+            f"{engine}: added latency at most {ADDED_LIMIT_MS:g} ms (p99) at the imager's pace",
+            f"p99 {added.p99:.1f} ms",
+            added.p99 <= ADDED_LIMIT_MS,
         ),
     ]
     figures: dict[str, Any] = {
@@ -194,5 +257,6 @@ def _outcome(found: list[Repetition], engine: str, strip_s: float) -> Outcome:
         "row_inference_ms": asdict(inference),
         "row_delivery_ms": asdict(delivery),
         "row_added_ms": asdict(added),
+        "saturation": {"row_ms": asdict(waited), "patches_per_s": saturated.patches_per_s},
     }
     return Outcome("latency", [table], figures, promises)

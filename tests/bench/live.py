@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agent.engine import choose
+from agent.engine import built_engines, choose, find_backend
 from agent.errors import EngineError
 from agent.profile_folder import load_profile_folder
 from models.profile import LoadedProfile
@@ -21,31 +21,54 @@ from tests.brokers import Listener, Mosquitto
 from tests.faults.network import Relay
 from tests.system.processes import AgentProcess, command
 
-ORDER = ("openvino", "eager")
-BUILD_LIMIT_S = 600.0
+ORDER = ("openvino-bf16", "openvino", "eager")
+PRECISIONS = ("bf16", "int8")
+"""What the profile's built engines are measured in, where the processor has it."""
+BUILD_LIMIT_S = 3600.0
 POLL_S = 0.005
 BROKER_SETTING = "set_tcp_nodelay true"
 """mosquitto holds small messages back by default: some 40 ms a message, whatever the agent does."""
 
 
-def ensure_engine(profile: Path, console: Console) -> str:
-    """See that the profile has a built engine that may be used here; returns what the daemon would run.
+def ensure_engines(profile: Path, console: Console, precisions: Sequence[str] = PRECISIONS) -> dict[str, str]:
+    """See that the profile has engines that may be used here, built and proven by the command for it.
 
-    Raises EngineError when none can be built.
+    Returns the entries of `engine.order` that can be used → what runs then, the first as the daemon would by itself.
+    Raises EngineError when not even that one can be built; of others it is said why they are missing.
     """
     loaded = load_profile_folder(profile)
+    found: dict[str, str] = {}
+    offered = find_backend("openvino").precisions()
+    for precision in dict.fromkeys(name if name in offered else "fp32" for name in precisions):
+        entry = f"openvino-{precision}"
+        try:
+            found[entry] = _ensured(profile, loaded, entry, precision, console)
+        except EngineError as reason:
+            if not found:
+                raise
+            console.print(f"no {entry}: {reason}", highlight=False, markup=False)
+    built = [f"{one.backend}-{one.precision}" for _, one in built_engines(profile) if one]
+    for entry in dict.fromkeys(built):
+        if entry not in found:
+            with suppress(EngineError):  # it is not of this machine, say; nobody asked for it
+                found[entry] = _words(profile, loaded, entry)
+    return found
+
+
+def _ensured(profile: Path, loaded: LoadedProfile, entry: str, precision: str, console: Console) -> str:
     try:
-        return _first(profile, loaded)
+        return _words(profile, loaded, entry)
     except EngineError as reason:
-        console.print(f"building the engine: {reason}", highlight=False, markup=False)
-    done = command("agent.build_trt", "--profile", profile, "--json", limit_s=BUILD_LIMIT_S)
+        console.print(f"building {entry}: {reason}", highlight=False, markup=False)
+    words = ("--profile", profile, "--backend", "openvino", "--precision", precision, "--json")
+    done = command("agent.build_trt", *words, limit_s=BUILD_LIMIT_S)
     if done.returncode:
         raise EngineError(f"no engine can be built: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-    return _first(profile, loaded)
+    return _words(profile, loaded, entry)
 
 
-def _first(profile: Path, loaded: LoadedProfile) -> str:
-    engine = choose(profile, loaded, ORDER[:1], 0).engine
+def _words(profile: Path, loaded: LoadedProfile, entry: str) -> str:
+    engine = choose(profile, loaded, (entry,), 0).engine
     name = f"{engine.name} {engine.precision}, batch {engine.batch_size}"
     engine.close()
     return name

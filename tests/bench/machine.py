@@ -1,7 +1,4 @@
-"""The machine under the figures: what it is, and how fast it can multiply at best.
-
-A rate means little without the arithmetic that it needs and the peak that was there at that moment.
-"""
+"""The machine under the figures: what it is, who else uses it, and what arithmetic a network asks of it."""
 
 from __future__ import annotations
 
@@ -10,9 +7,7 @@ import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from agent.engine.device import this_cpu
 from agent.engine.eager import import_torch, load_network
@@ -20,12 +15,6 @@ from models.profile import LoadedProfile
 from models.registry import MODALITIES
 
 LIBRARIES = ("torch", "openvino", "numpy", "tifffile", "pydicom", "paho-mqtt")
-PEAK_SIDES = (512, 1024, 2048)
-"""Square matrices to try: the best size differs between processors."""
-PEAK_S = 0.6
-"""Seconds spent on each size."""
-MACHINE_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
-"""Precisions whose peak torch can measure on a processor, by the name of its type."""
 
 
 def describe() -> dict[str, str]:
@@ -99,26 +88,3 @@ def gflop_per_patch(profile: LoadedProfile) -> float:
     with torch.no_grad(), math_only, FlopCounterMode(display=False) as counter:
         load_network(profile)(x_1CHW)
     return float(counter.get_total_flops()) / 1e9
-
-
-def peak_gflops(precision: str) -> float:
-    """The best rate of a plain matrix product on every core, 10⁹ operations a second.
-
-    Each size counts by the median of its products: what can be kept up, not a lucky moment.
-    """
-    torch = import_torch()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    dtype = getattr(torch, MACHINE_PRECISIONS[precision])
-    return max(2 * side**3 / _product_s(torch, side, dtype) / 1e9 for side in PEAK_SIDES)
-
-
-def _product_s(torch: Any, side: int, dtype: Any) -> float:
-    a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-    out = torch.empty(side, side, dtype=dtype)
-    torch.mm(a, b, out=out)
-    times: list[float] = []
-    while sum(times) < PEAK_S:
-        started = time.perf_counter()
-        torch.mm(a, b, out=out)
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))

@@ -35,9 +35,14 @@ class PatchFiles(Dataset[Tensor]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        x_2HW = torch.from_numpy(tifffile.imread(self._paths[index]).astype(np.float32))
-        subtracted_HW = x_2HW[1] - x_2HW[0] + self._base
-        return torch.clamp(torch.stack((subtracted_HW, x_2HW[0], x_2HW[1])) / self._scale, 0.0, 1.0)
+        return to_input(tifffile.imread(self._paths[index]), self._scale, self._base)
+
+
+def to_input(counts_2HW: NDArray[np.uint16], scale: float, third_channel_base: float) -> Tensor:
+    """One patch of raw counts as the network's float32 input [3, H, W]."""
+    x_2HW = torch.from_numpy(counts_2HW.astype(np.float32))
+    subtracted_HW = x_2HW[1] - x_2HW[0] + third_channel_base
+    return torch.clamp(torch.stack((subtracted_HW, x_2HW[0], x_2HW[1])) / scale, 0.0, 1.0)
 
 
 def published_way(paths: Sequence[Path], profile: LoadedProfile, network: Any) -> NDArray[np.float32]:

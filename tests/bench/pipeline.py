@@ -6,13 +6,10 @@ The variants take turns, so that a busy moment of a shared machine hits all of t
 from __future__ import annotations
 
 import io
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +19,30 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agent.engine import choose
+from agent.engine.backend import thread_count
+from agent.errors import EngineError
 from agent.imager import Pixels, PlannedFile, plan
 from agent.profile_folder import load_profile_folder
 from models.profile import LoadedProfile
 from models.srh.config import srh_input
 from models.srh.gate import judge
 from models.srh.phantom import PhantomSlide, strip
-from tests.bench.figures import Outcome, Spread
-from tests.bench.machine import Spent, company
-from tests.bench.variants import PATCHES, PEAK, STRIPS, VARIANTS, Run
-from tests.system.processes import ROOT
+from tests.bench.figures import Outcome, Promise, Spread
+from tests.bench.peak import Peak
+from tests.bench.turns import in_a_process, undisturbed
+from tests.bench.variants import PATCHES, STRIPS, VARIANTS, Run, Variant
 
 SLIDE = PhantomSlide(41_002, 2, 6000)
+FULL_SIZE_SLIDE = PhantomSlide(41_002, 2, 4000)
+"""168 patches: the published way takes a second for eight of the full-size network."""
 REPETITIONS = 3
-LIMIT_S = 600.0
-TRIES = 6
-COMPANY_LIMIT = 0.05
-"""A run is repeated when others took more of the processor than this share. Waiting threads make the published way
-several times slower on a busy machine, which would flatter us."""
 PUBLISHED = "naive"
+TIMES = {"bf16": 8.0, "int8": 15.0}
+"""Precision → how many times the published way's rate, for the full-size network."""
+SHARE_OF_ENGINE = 0.95
+HOST_MS = 0.4
+"""Of one core, per patch cut from uncompressed strips."""
 COLUMNS = (
     "(precision, batch)",
     "patches/s",
@@ -49,7 +51,7 @@ COLUMNS = (
     "network alone",
     "share of it",
     "of peak",
-    "host ms",
+    "host ms: used, cut",
     "max |Δp|",
 )
 WIDE = 1.5
@@ -58,49 +60,56 @@ DISTURBED = " [bold]Wide ranges: something else ran meanwhile, and the ratios of
 CAPTION = (
     "Median (range). Files lie in the page cache; loading the network is not part of it. CPU ms: processor time per "
     "patch, all threads. Network alone: the same batches from memory. Of peak: arithmetic of the network alone over "
-    "a plain matrix product of that precision. Host ms: work per patch outside the engine, one core. "
+    "a plain matrix product of that precision. Host ms: work outside the engine, one core, per patch used and per "
+    "patch cut. "
     "|Δp|: calibrated probability against the published way."
 )
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The machine's arithmetic and what a patch asks of it."""
-
-    gflop_per_patch: float
-    gflops: dict[str, Spread]
-    """By precision."""
-
-    def ideal_rate(self, precision: str) -> float | None:
-        """Patches/s if nothing but arithmetic took time; None where the peak was not measured."""
-        spread = self.gflops.get(precision)
-        return None if spread is None else spread.median / self.gflop_per_patch
-
-
-def measure(profile: Path, console: Console, repetitions: int = REPETITIONS, source: PhantomSlide = SLIDE) -> Outcome:
+def measure(
+    profile: Path, console: Console, repetitions: int = REPETITIONS, source: PhantomSlide | None = None
+) -> Outcome:
     """Write one slide in both layouts and let every variant read it `repetitions` times."""
-    names = [PEAK, *VARIANTS]
+    threads = thread_count(0)
+    names = [name for name, variant in VARIANTS.items() if _is_there(profile, variant, console)]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    peaks: list[dict[str, Any]] = []
+
+    def take_peak() -> None:
+        peaks.append(undisturbed(partial(in_a_process, "tests.bench.peak", profile, "--threads", threads)))
+
+    take_peak()
+    slide = source or (FULL_SIZE_SLIDE if Peak.of(peaks, threads).is_full_size else SLIDE)
     with tempfile.TemporaryDirectory(prefix="bench-pipeline-") as folder:
-        console.print(f"pipeline: writing {source.strips} strips of {source.height_px} rows", style="dim")
-        strips = [strip(source, index) for index in range(source.strips)]
+        console.print(f"pipeline: writing {slide.strips} strips of {slide.height_px} rows", style="dim")
+        strips = [strip(slide, index) for index in range(slide.strips)]
         write_strips(Path(folder) / STRIPS, strips)
         write_patches(Path(folder) / PATCHES, strips, load_profile_folder(profile))
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("pipeline: runs", total=repetitions * len(names))
-            for _ in range(repetitions):
+            for number in range(repetitions):
+                if number:
+                    take_peak()
                 for name in names:
-                    found[name].append(_undisturbed(name, Path(folder), profile))
+                    words = ("tests.bench.variants", name, folder, profile)
+                    run = partial(in_a_process, *words, environment=VARIANTS[name].environment)
+                    found[name].append(undisturbed(run))
                     bar.advance(task)
-    peak_runs = found.pop(PEAK)
-    peaks = {
-        precision: Spread.of([run[precision] for run in peak_runs])
-        for precision in peak_runs[0]
-        if precision != "gflop_per_patch"
-    }
     runs = {name: [Run(**run) for run in these] for name, these in found.items()}
-    return outcome(runs, Peak(peak_runs[0]["gflop_per_patch"], peaks))
+    return outcome(runs, Peak.of(peaks, threads))
+
+
+def _is_there(profile: Path, variant: Variant, console: Console) -> bool:
+    """Whether the profile has a usable engine for a variant; says why it has none."""
+    if variant.backend == "naive":
+        return True
+    try:
+        choose(profile, load_profile_folder(profile), (variant.backend,), 0).engine.close()
+    except EngineError as reason:
+        console.print(f"pipeline: no {variant.title}: {reason}", highlight=False, markup=False)
+        return False
+    return True
 
 
 def write_strips(folder: Path, strips: Sequence[Pixels]) -> None:
@@ -126,33 +135,6 @@ def _write(folder: Path, file: PlannedFile) -> None:
     path.write_bytes(file.content)
 
 
-def _undisturbed(name: str, folder: Path, profile: Path) -> dict[str, Any]:
-    """One run in a quiet moment; on a machine that has none, the last of some."""
-    for _ in range(TRIES):
-        before = Spent.now()
-        document = _in_a_process(name, folder, profile)
-        if company(before, Spent.now(), os.cpu_count() or 1) <= COMPANY_LIMIT:
-            break
-    return document
-
-
-def _in_a_process(name: str, folder: Path, profile: Path) -> dict[str, Any]:
-    environment = VARIANTS[name].environment if name in VARIANTS else {}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.variants", name, str(folder), str(profile)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        timeout=LIMIT_S,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{name}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
-
-
 def outcome(runs: dict[str, list[Run]], peak: Peak) -> Outcome:
     """The table and figures of all runs, by variant."""
     patches = runs[PUBLISHED][0].patches
@@ -171,17 +153,38 @@ def outcome(runs: dict[str, list[Run]], peak: Peak) -> Outcome:
         "patches": patches,
         "disturbed": disturbed,
         "gflop_per_patch": peak.gflop_per_patch,
-        "peak_gflops": {name: asdict(spread) for name, spread in peak.gflops.items()},
+        "peak_gflops": peak.document(),
         "variants": rows,
     }
-    return Outcome("pipeline", [table, limits], figures)
+    return Outcome("pipeline", [table, limits], figures, promises(rows) if peak.is_full_size else [])
+
+
+def promises(rows: Mapping[str, dict[str, Any]]) -> list[Promise]:
+    """What is owed of the full-size network, with the files as the imager writes them."""
+    kept = []
+    for precision, times in TIMES.items():
+        text = f"{precision} at least {times:g} × the published way, files to posterior"
+        row = rows.get(f"{precision}-strips")
+        if row is None:
+            kept.append(Promise(text, "not measured", False))
+            continue
+        found, share = row["times_published"]["median"], row["share_of_engine"]["median"]
+        from_patches = rows[f"{precision}-patches"]["times_published"]["median"]
+        measured = f"{found:.1f} × from strips, {from_patches:.1f} × from the published way's own files"
+        kept.append(Promise(text, measured, found >= times))
+        text = f"{precision}: the whole at least {SHARE_OF_ENGINE:.0%} of the engine alone"
+        kept.append(Promise(text, f"{share:.1%}", share >= SHARE_OF_ENGINE))
+        cut_ms, used_ms = row["host_ms_per_cut"]["median"], row["host_ms"]["median"]
+        text = f"{precision}: host work at most {HOST_MS:g} ms of one core per patch cut from strips"
+        kept.append(Promise(text, f"{cut_ms:.2f} ms ({used_ms:.2f} per patch used)", cut_ms <= HOST_MS))
+    return kept
 
 
 def _row(name: str, runs: Sequence[Run], published: Sequence[Run], peak: Peak) -> dict[str, Any]:
     first = runs[0]
     engine = Spread.of([run.engine_rate for run in runs])
-    ideal = peak.ideal_rate(first.precision)
     hosts = [run.host_ms for run in runs if run.host_ms is not None]
+    per_cut = [run.host_ms * run.patches / run.cut for run in runs if run.host_ms is not None and run.cut]
     scalings = [run.scaling_ms for run in runs if run.scaling_ms is not None]
     return {
         "title": VARIANTS[name].title,
@@ -192,8 +195,9 @@ def _row(name: str, runs: Sequence[Run], published: Sequence[Run], peak: Peak) -
         "cpu_ms": asdict(Spread.of([run.cpu_ms for run in runs])),
         "engine_patches_per_s": asdict(engine),
         "share_of_engine": asdict(Spread.of([run.rate / run.engine_rate for run in runs])),
-        "share_of_peak": None if ideal is None else engine.median / ideal,
+        "share_of_peak": peak.share(first.precision, engine.median),
         "host_ms": asdict(Spread.of(hosts)) if hosts else None,
+        "host_ms_per_cut": asdict(Spread.of(per_cut)) if per_cut else None,
         "scaling_ms": asdict(Spread.of(scalings)) if scalings else None,
         "max_dp": max_difference(first.answers, published[0].answers),
     }
@@ -220,6 +224,6 @@ def _cells(name: str, first: Run, row: dict[str, Any]) -> list[str]:
         text("engine_patches_per_s", 0),
         f"{share:.0%}",
         "–" if peak is None else f"{peak:.0%}",
-        text("host_ms"),
+        "–" if row["host_ms_per_cut"] is None else f"{text('host_ms')}, {row['host_ms_per_cut']['median']:.2f}",
         "–" if name == PUBLISHED else f"{row['max_dp']:.1g}",
     ]

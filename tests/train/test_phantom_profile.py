@@ -51,7 +51,8 @@ def test_shipped_profile_is_that_of_the_recipe() -> None:
     assert (spec.name, spec.version, spec.classes) == (recipe.name, recipe.version, recipe.classes)
     assert (spec.decision, spec.minimum_patches) == (recipe.decision, recipe.minimum_patches)
     reference = read_profile(PROFILE).reference
-    assert reference is not None and reference.components.shape == (recipe.reference.components, 128)
+    assert reference is not None and recipe.reference is not None
+    assert reference.components.shape == (recipe.reference.components, 128)
 
 
 def test_golden_pair_agrees_in_eager_fp32() -> None:

@@ -16,6 +16,7 @@ from agent.engine.int8 import MARGIN, MOST_KEPT, search
 from agent.engine.manifest import engine_folder
 from agent.engine.openvino import OpenVinoBackend, compile_graph, import_openvino, precision_census, run_graph
 from agent.engine.quantise import Rounding, convolutions, prepare, quantise, round_filters, shift_of
+from agent.engine.spans import HEADROOM, LEVELS, best_span
 from models.profile import LoadedProfile
 from models.srh.channels import to_network_input
 from tests.agent.engine.small_profile import need_openvino, textured, write_profile
@@ -92,6 +93,18 @@ def test_a_filter_of_zeros_stays_one() -> None:
     assert not steps_OK.any() and np.isfinite(scales_O).all()
 
 
+def test_spans_cut_off_what_is_rare_only() -> None:
+    """Evenly spread values keep their whole range; one far outlier among many small ones does not set the steps;
+    signed values get levels around zero, of which zero is one."""
+    even = np.linspace(0, 5, 4096, dtype=np.float32)
+    assert best_span(even) == pytest.approx((0, 5), rel=0.03)
+    rare = np.concatenate([np.random.default_rng(0).exponential(1, 1_000_000), [40.0]]).astype(np.float32)
+    assert best_span(rare)[0] == 0 and 8 < best_span(rare)[1] < 30
+    low, high = best_span(np.linspace(-3, 1, 4096, dtype=np.float32))
+    assert low / ((high - low) / (LEVELS - 1)) == pytest.approx(-128)
+    assert best_span(np.zeros(8, np.float32))[1] > 0
+
+
 class TestGraph:
     """The rewritten graph."""
 
@@ -117,9 +130,9 @@ class TestGraph:
         assert moved[0] > moved[1] > moved[2] == 0
 
     def test_ranges_hold_what_was_seen_and_filters_their_weights(self, graph: Any, rounding: Rounding) -> None:
-        """The first convolution's range is that of the inputs; every weight is within some steps of its own."""
+        """The first span holds the inputs with some room; every weight is within some steps of its own."""
         inputs = np.concatenate(prepared(textured(6)))
-        assert rounding.inputs[0] == pytest.approx((inputs.min(), inputs.max()))
+        assert rounding.inputs[0] == pytest.approx((0.0, HEADROOM * inputs.max()))
         for layer, filters in zip(convolutions(graph), rounding.filters, strict=True):
             weights_OK = layer.input_value(1).get_node().get_data().reshape(filters.steps.shape)
             moved_OK = weights_OK / filters.scales[:, None] - filters.steps
@@ -147,7 +160,7 @@ class TestGraph:
 class TestSearch:
     """Which layers may run in int8; `used` is made up: a network that needs each path cannot be made at will."""
 
-    def run(self, graph: Any, used: Callable[[Any], float]) -> tuple[frozenset[int], dict[str, str], list[str]]:
+    def run(self, graph: Any, used: Callable[[Any, int], float]) -> tuple[frozenset[int], dict[str, str], list[str]]:
         """Search, and return what is kept, the notes, and what was announced."""
         said: list[str] = []
         found = search(graph, prepared(textured(2)), compiled, used, said.append)
@@ -157,7 +170,7 @@ class TestSearch:
         """One trial is enough, and the notes say so."""
         trials: list[Any] = []
 
-        def used(trial: Any) -> float:
+        def used(trial: Any, every: int) -> float:
             trials.append(trial)
             return 0.3
 
@@ -170,7 +183,7 @@ class TestSearch:
     def test_the_most_sensitive_layers_are_kept(self, graph: Any) -> None:
         """Layers 4 and 7 spoil the answers: both are found, kept, and named with the reason."""
 
-        def used(trial: Any) -> float:
+        def used(trial: Any, every: int) -> float:
             return 0.5 + 0.4 * sum(is_int8(convolutions_of(trial)[number]) for number in (4, 7))
 
         keep, notes, _ = self.run(graph, used)
@@ -181,7 +194,7 @@ class TestSearch:
     def test_it_gives_up_when_too_much_would_have_to_stay(self, graph: Any) -> None:
         """A network that no choice helps is refused with what to use instead."""
         with pytest.raises(RuntimeError, match=f"with {int(MOST_KEPT * CONVOLUTIONS)} of {CONVOLUTIONS}.*use bf16"):
-            self.run(graph, lambda trial: 3.0)
+            self.run(graph, lambda trial, every: 3.0)
 
 
 def convolutions_of(trial: Any) -> list[Any]:
