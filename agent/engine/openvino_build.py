@@ -43,8 +43,8 @@ def save(model: Any, directory: Path, notes: dict[str, str]) -> Built:
 
 
 def convert(profile: LoadedProfile, batch_size: int, precision: str) -> Any:
-    """The network's graph with its weights in fp32, ready for `precision`; its outputs are named by what the head emits,
-    and `embedding`.
+    """The network's graph with its weights in fp32, ready for `precision`; its outputs are named by what the head
+    emits, and `embedding`.
     """
     from agent.engine.eager import import_torch, load_network
 
