@@ -9,8 +9,6 @@ from __future__ import annotations
 import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import import_module
-from threading import Thread
 
 import structlog
 
@@ -20,9 +18,10 @@ from agent.audit_trail import AuditTrail
 from agent.batching import Batcher
 from agent.catch_up import CatchUp
 from agent.command_desk import CommandDesk
-from agent.engine.service import serve
+from agent.engine.service import Service
 from agent.feeder import Feeder
 from agent.formats import Limits
+from agent.formats.detect import open_parser
 from agent.handover import CancelToken, Handover, Wakeup
 from agent.health import Figures
 from agent.identity import Pseudonyms, load_or_create_key
@@ -36,7 +35,6 @@ from agent.metrics import serve_metrics
 from agent.naming import rules_of
 from agent.overseer import oversee
 from agent.patience import Patience
-from agent.profile_folder import load_profile_folder
 from agent.publish import Session
 from agent.pulse import Pulse
 from agent.reader import Reader
@@ -51,7 +49,7 @@ from agent.spooler import spooling
 from agent.topics import Topics
 from agent.watch import Watch
 from agent.worker import Work, Worker
-from models.profile import Profile
+from models.profile import LoadedProfile, Profile
 from models.registry import MODALITIES
 
 log = structlog.get_logger("agent")
@@ -78,24 +76,20 @@ def _session_id() -> str:
 class Pipeline:
     """The daemon: `run` blocks until it has ended and returns the exit code."""
 
-    def __init__(self, live: LiveSettings, token: CancelToken) -> None:
-        """Verify and load everything; raises AgentError before any thread has started."""
+    def __init__(self, live: LiveSettings, token: CancelToken, profile: LoadedProfile, engine: Service) -> None:
+        """Take over the engine, and open everything else; raises AgentError before any room has started."""
         self._live = live
         self._settings = live.now
         self._token = token
         self._resources = ExitStack()
-        # Reading DICOM takes long to import; meanwhile the engine is read, hashed and compiled.
-        Thread(target=import_module, args=("agent.formats.detect",), name="formats").start()
+        self._resources.callback(engine.close)
         with ExitStack() as undo:
             undo.callback(self._resources.close)
-            self._build()
+            self._build(profile, engine)
             undo.pop_all()
 
-    def _build(self) -> None:
+    def _build(self, profile: LoadedProfile, engine: Service) -> None:
         settings = self._settings
-        profile = load_profile_folder(settings.profile)
-        engine = serve(settings.profile, profile, settings.engine)
-        self._resources.callback(engine.close)
         ledger, rescue = open_ledger(settings.state_dir / "ledger.sqlite", settings.patient.keep_days)
         self._resources.callback(ledger.close)
         topics = Topics(settings.mqtt.root, settings.site, settings.instrument)
@@ -152,7 +146,6 @@ class Pipeline:
         self._rooms = {"reader": feeder.run, "engine": worker.run, "sender": sender.run}
 
     def _reader(self, spec: Profile, memory: Memory) -> Reader:
-        from agent.formats.detect import open_parser  # see __init__
 
         settings = self._settings
         self._patience = Patience.of(settings)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from agent import discretion, host
+from agent.engine.service import open_engine
 from agent.exposure import refuse_exposed
 from agent.handover import CancelToken
 from agent.reload import LiveSettings
@@ -37,7 +39,6 @@ def main(args: argparse.Namespace) -> int:
     settings = load_settings(args.config)
     host.configure_logging(settings.log.level, settings.log.format)
     refuse_exposed(settings, args.config)
-    from agent.pipeline import Pipeline
 
     token = CancelToken()
     live = LiveSettings(settings, lambda: load_settings(args.config))
@@ -49,4 +50,8 @@ def main(args: argparse.Namespace) -> int:
         token.stop()
 
     with host.on_signals({signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: live.hangup.set}):
-        return Pipeline(live, token).run()
+        with ThreadPoolExecutor(1, thread_name_prefix="engine-start") as ahead:
+            # The engine is read, hashed and compiled while the rest is imported.
+            opened = ahead.submit(open_engine, settings.profile, settings.engine)
+            from agent.pipeline import Pipeline
+        return Pipeline(live, token, *opened.result()).run()

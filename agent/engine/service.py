@@ -18,6 +18,7 @@ from agent.engine import Choice, nothing_left, self_test, usable
 from agent.engine.owner import CLOSE_LIMIT_S, EngineHung, Owner
 from agent.engine_limits import STRICT, EngineLimits
 from agent.errors import AgentError, EngineError
+from agent.profile_folder import load_profile_folder
 from agent.settings import EngineSettings
 from models.contract import Prediction
 from models.profile import LoadedProfile
@@ -146,3 +147,9 @@ def serve(profile_dir: Path, profile: LoadedProfile, settings: EngineSettings) -
         profile_dir, profile, settings.order, settings.threads, passed_over, settings.limits, settings.public_key
     )
     return Service(choices, profile, passed_over, settings.batch_limit_s, settings.limits)
+
+
+def open_engine(profile_dir: Path, settings: EngineSettings) -> tuple[LoadedProfile, Service]:
+    """The profile and the first usable engine; raises ProfileError and like `serve`."""
+    profile = load_profile_folder(profile_dir)
+    return profile, serve(profile_dir, profile, settings)
