@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from agent import host
+from agent.ahead import ahead
 from agent.batching import Batch, Batcher
 from agent.engine.service import Replacement, serve
 from agent.errors import AgentError, SettingsError
@@ -47,6 +49,9 @@ example:
   python -m agent phantom --out /tmp/phantom --slides 4
   python -m agent score /tmp/phantom --profile configs/profiles/phantom --out scores.json
 """
+
+READ_AHEAD = 8
+"""Batches (or words about slides) that are read while the network runs."""
 
 
 @dataclass
@@ -113,7 +118,7 @@ def everything(reader: Reader) -> Iterator[Told]:
 
 
 class Scorer:
-    """Runs the reader and the reducer in one thread over finished folders."""
+    """Runs the reducer over finished folders while the reader reads ahead; the order is the reader's."""
 
     def __init__(self, profile: LoadedProfile, reducer: Reducer, naming: NamingSettings | None = None) -> None:
         self.reducer = reducer
@@ -121,26 +126,33 @@ class Scorer:
         self.problems: list[Problem] = []
         self._profile = profile
         self._naming = naming or NamingSettings()
-        self._batcher = Batcher(reducer.engine.batch_size, math.inf)
 
     def score(self, folder: FinishedFolder) -> Iterator[int]:
         """Count every patch of a folder; yields the number counted so far after each batch."""
+        with closing(ahead(self._work(folder), READ_AHEAD)) as work:
+            for item in work:
+                if isinstance(item, Batch):
+                    self.patches += self.reducer.run(item)
+                    yield len(self.patches)
+                elif isinstance(item, Progress):
+                    self.reducer.slide(item.slide).follow(item)
+                elif isinstance(item, SlideClosed):
+                    self.reducer.close(item.slide, item.unformed)
+                else:
+                    self.problems.append(item)
+
+    def _work(self, folder: FinishedFolder) -> Iterator[Batch | Progress | SlideClosed | Problem]:
+        """What the reader says, patches in batches; a slide's last batch comes before its closing."""
+        batcher = Batcher(self.reducer.engine.batch_size, math.inf)
         for told in everything(reader_of(folder, self._profile.spec, self._naming)):
             if isinstance(told, ModelInput):
-                yield from self._run(self._batcher.add(told, 0.0))
-            elif isinstance(told, Progress):
-                self.reducer.slide(told.slide).follow(told)
+                yield from filter(None, [batcher.add(told, 0.0)])
             elif isinstance(told, SlideClosed):
-                yield from self._run(self._batcher.flush())
-                self.reducer.close(told.slide, told.unformed)
-            elif isinstance(told, Problem):
-                self.problems.append(told)
-        yield from self._run(self._batcher.flush())
-
-    def _run(self, batch: Batch | None) -> Iterator[int]:
-        if batch is not None:
-            self.patches += self.reducer.run(batch)
-            yield len(self.patches)
+                yield from filter(None, [batcher.flush()])
+                yield told
+            elif isinstance(told, Progress | Problem):
+                yield told
+        yield from filter(None, [batcher.flush()])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
