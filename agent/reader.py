@@ -107,7 +107,9 @@ class Reader:
             self._backlog.discard(path)
             yield from self._visits.removed(path, now, live=path not in self._old)
         yield from self._take_in(changes.touched, now)
-        if not self._looked and changes.unavailable is None:
+        if self._looked:
+            self._old.difference_update(changes.touched)  # it grows, although it was not read yet
+        elif changes.unavailable is None:
             self._looked = True
             self._old.update(changes.touched)
         for path in self._settling.due(now):

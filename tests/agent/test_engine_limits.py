@@ -15,7 +15,8 @@ from agent.settings import load_settings
 def test_the_defaults_are_the_strict_ones() -> None:
     """What the design demands of each precision."""
     found = {name: (STRICT.of(name).max_dp, STRICT.of(name).argmax_agreement) for name in PRECISIONS}
-    assert found == {"fp32": (1e-4, 0.999), "bf16": (0.02, 0.999), "fp16": (0.02, 0.999), "int8": (0.05, 0.995)}
+    half, eight = (0.02, 0.999), (0.05, 0.995)
+    assert found == {"fp32": (1e-4, 0.999), "bf16": half, "fp16": half, "int8": eight, "fp8": eight}
     assert STRICT.of("int8").mean_dp == 0.003
     assert {STRICT.of(name).slide_change for name in PRECISIONS} == {1e-4, 0.01}
     assert {STRICT.of(name).speed_ratio for name in PRECISIONS} == {1.0}
@@ -42,7 +43,7 @@ def test_one_limit_is_set_and_the_others_stay(tmp_path: Path) -> None:
     """Setting one of a precision leaves its others, and other precisions, at their defaults."""
     limits = settings(tmp_path, "  limits:\n    int8: {max_dp: 0.04}")
     assert limits.int8.max_dp == 0.04
-    assert limits.int8.mean_dp == 0.003 and limits.int8.layer_share == 0.5
+    assert limits.int8.mean_dp == 0.003 and limits.int8.layer_share == 0.4
     assert limits.model_copy(update={"int8": STRICT.int8}) == STRICT
     assert settings(tmp_path, "  limits:\n    bf16:") == STRICT
 

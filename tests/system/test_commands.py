@@ -198,6 +198,8 @@ def test_after_a_restart_nobody_is_on_the_table_until_bytes_arrive(
     wait_until(lambda: late.bodies("/current"), "what a new receiver sees")
     assert late.bodies("/current")[-1]["patient"] is None
     late.close()
+    # What comes before its first look lay in the folder already.
+    wait_until(lambda: agent.log().count('"event": "ready"') == 2, "the second start has looked into the folder")
     before = len(listener.bodies("/posterior"))
     for name, content in files[:2]:
         append(agent.folder, name, content[len(content) // 2 :])
