@@ -16,18 +16,22 @@ Span = tuple[float, float]
 
 
 def best_span(values: NDArray[np.float32]) -> Span:
-    """The span of 256 levels in which values lose least, in the mean of squares: rare large ones may be cut off for
-    the finer steps of all others. From zero where none is negative, else around zero.
+    """The span of 256 levels half way between two: the one in which values lose least (in the mean of squares), which
+    cuts rare large ones off, and the one that holds all, since such values may be what tells a patch from others.
+
+    From zero where none is negative, else around zero.
     """
     low, high = float(values.min()), max(float(values.max()), 1e-6)
-    best, least = (low, high), np.inf
-    for share in np.linspace(0.4, 1.0, 31):
-        span = (0.0, share * high) if low >= 0 else _around_zero(share * max(-low, high))
-        step = (span[1] - span[0]) / (LEVELS - 1)
-        lost = float(np.square(np.clip(np.round(values / step) * step, *span) - values).mean())
-        if lost < least:
-            best, least = span, lost
-    return best
+
+    def span_of(share: float) -> Span:
+        return (0.0, share * high) if low >= 0 else _around_zero(share * max(-low, high))
+
+    def lost(share: float) -> float:
+        first, last = span_of(share)
+        step = (last - first) / (LEVELS - 1)
+        return float(np.square(np.clip(np.round(values / step) * step, first, last) - values).mean())
+
+    return span_of((min(np.linspace(0.4, 1.0, 31).tolist(), key=lost) + 1) / 2)
 
 
 def _around_zero(largest: float) -> Span:
