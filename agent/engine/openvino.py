@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from agent.engine.backend import BuildRequest, Built, check_rows, thread_count
 from agent.engine.device import this_cpu
 from agent.engine.manifest import Artefacts
+from agent.engine_limits import STRICT
 from models.contract import Prediction
 from models.profile import LoadedProfile
 from models.registry import MODALITIES
@@ -28,9 +29,6 @@ _INT8_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
 """Without one of them 8-bit products overflow their 16 bits, and answers change."""
 _ARITHMETIC = ("Convolution", "FullyConnected", "MatMul", "GroupConvolution")
 _NAMES = {"f32": "fp32", "f16": "fp16", "u8": "int8", "i8": "int8"}
-MIN_SHARE = {"fp32": 0.9, "bf16": 0.9, "fp16": 0.9, "int8": 0.4}
-"""Least share of the arithmetic layers that must run in the precision asked for. With int8 the head's many small ones
-do not."""
 
 
 def import_openvino() -> Any:
@@ -104,7 +102,7 @@ class OpenVinoEngine:
         compiled = compile_graph(model, self.precision, threads)
         self.census = precision_census(compiled)
         share = self.census.get(self.precision, 0) / max(1, sum(self.census.values()))
-        if share < MIN_SHARE[self.precision]:
+        if share < STRICT.of(self.precision).layer_share:
             raise RuntimeError(f"asked for {self.precision}, but the compiled layers run in {self.census}")
         self._outputs = [output.get_any_name() for output in compiled.outputs]
         if set(self._outputs) != set(manifest.outputs):

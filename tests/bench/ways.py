@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,14 @@ from agent.engine.openvino import OpenVinoBackend
 from agent.errors import AgentError
 from agent.profile_folder import load_profile_folder
 from models.profile import LoadedProfile
+from models.registry import MODALITIES
 from models.srh.config import srh_input
-from models.srh.gate import judge
-from models.srh.phantom import CLASSES, TRIM_PX, PhantomSlide, strip
 from tests.agent.engine.unproven import build_unproven
 
 KEEP_MEMORY = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 CALIBRATION_PATCHES = 128
-FIRST_SEED = 7_100_000
-"""Of the phantom slides that int8 is calibrated on: far from those of training and evaluation."""
+FIRST_SLIDE = 2000
+"""Of the phantom slides that int8 is calibrated on: none that a gate of the build looks at."""
 
 Predict = Callable[[NDArray[np.uint16]], object]
 """Raw counts [B, 2, H, W] to float32 outputs."""
@@ -119,21 +119,9 @@ class OneSearch(OpenVinoBackend):
 
 def phantom_patches(profile: LoadedProfile, count: int) -> NDArray[np.uint16]:
     """Patches of synthetic slides that pass the tissue gate, uint16 [count, 2, H, W]."""
-    return np.stack([patch for patch, _ in zip(_passing(profile), range(count), strict=False)])
-
-
-def _passing(profile: LoadedProfile) -> Iterator[NDArray[np.uint16]]:
-    spec = srh_input(profile.spec)
-    number = 0
-    while True:
-        pixels_2HW = strip(PhantomSlide(FIRST_SEED + number, number % len(CLASSES)), 0)
-        inner_2HW = pixels_2HW[:, :, TRIM_PX:-TRIM_PX]
-        for y in range(0, inner_2HW.shape[1] - spec.size_px + 1, spec.size_px):
-            for x in range(0, inner_2HW.shape[2] - spec.size_px + 1, spec.size_px):
-                patch = np.ascontiguousarray(inner_2HW[:, y : y + spec.size_px, x : x + spec.size_px])
-                if judge(patch, spec.gate) is None:
-                    yield patch
-        number += 1
+    paint = MODALITIES[profile.spec.modality].phantom_slide
+    patches = (patch for number in itertools.count(FIRST_SLIDE) for patch in paint(profile.spec, number))
+    return np.stack(list(itertools.islice(patches, count)))
 
 
 def build(profile_dir: Path, root: Path, names: Sequence[str], batches: Sequence[int]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from agent.engine.backend import PRECISIONS
 from agent.engine.eager import EagerBackend
 from agent.engine.gates import independence_gate, require
 from agent.engine.manifest import Artefacts, ProfileRef, engine_folder, read_engine
-from agent.engine.openvino import IR_XML, MIN_SHARE, OpenVinoBackend, OpenVinoEngine
+from agent.engine.openvino import IR_XML, OpenVinoBackend, OpenVinoEngine
+from agent.engine_limits import STRICT
 from models.profile import LoadedProfile
 from tests.agent.engine.small_profile import need_openvino, write_profile
 from tests.agent.engine.unproven import build_unproven
@@ -90,7 +91,7 @@ def test_layers_run_in_the_precision_asked_for(folder: Path, profile: LoadedProf
     for precision in set(OpenVinoBackend().precisions()) - {"int8"}:
         manifest = artefacts.manifest.model_copy(update={"precision": precision})
         engine = OpenVinoEngine(profile, Artefacts(manifest, artefacts.files), 1)
-        assert engine.census[precision] >= MIN_SHARE[precision] * sum(engine.census.values())
+        assert engine.census[precision] >= STRICT.of(precision).layer_share * sum(engine.census.values())
         assert sum(engine.census.values()) >= 20 + 6  # ResNet-18's convolutions, the head's products
         engine.close()
 
